@@ -1,0 +1,31 @@
+# Each target makes .venv and installs what it needs; once that is done it starts at once.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONUNBUFFERED = 1
+
+.PHONY: demo test check bench clean
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: .venv/.ready
+	$(BIN)/edgewise compress recipes/demo.toml
+
+check: .venv/.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/import_direction.py
+
+test: .venv/.ready
+	$(BIN)/python -m pytest
+
+bench: .venv/.ready
+	$(BIN)/python benchmarks/graph_speed.py
+	$(BIN)/python benchmarks/train_loop.py
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

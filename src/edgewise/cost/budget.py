@@ -1,0 +1,55 @@
+"""How much a network may cost: limits on the static quantities, as fractions of the dense network or as amounts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from numpy.typing import ArrayLike
+
+from edgewise.cost.static import CostModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Upper limits on what a network costs; up to 1 a fraction of the dense network's, above 1 an amount.
+
+    Args:
+        macs: multiply-accumulates of one image.
+        params: stored elements.
+        weight_bytes: the parameters as stored.
+        peak_activation_bytes: the largest sum of live activations at batch 1.
+
+    >>> Budget(macs=0.5)
+    Budget(macs=0.5, params=None, weight_bytes=None, peak_activation_bytes=None)
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    weight_bytes: float | None = None
+    peak_activation_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("a budget needs at least one limit: macs, params, weight_bytes or peak_activation_bytes")
+        for name in self.names:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: a budget is positive")
+
+    @property
+    def names(self) -> list[str]:
+        """The quantities that are limited."""
+        return [field.name for field in fields(self) if getattr(self, field.name) is not None]
+
+    def limits(self, model: CostModel) -> dict[str, float]:
+        """Return the limits as amounts, given the dense network."""
+        dense = model.graph.sizes
+        amounts = {}
+        for name in self.names:
+            value = getattr(self, name)
+            amounts[name] = value * getattr(model, name)(dense) if value <= 1 else value
+        return amounts
+
+
+def exceeded(model: CostModel, widths: ArrayLike, limits: dict[str, float]) -> list[str]:
+    """Name the quantities in which these widths ``[G]`` are over their limits."""
+    return [name for name, limit in limits.items() if getattr(model, name)(widths) > limit]

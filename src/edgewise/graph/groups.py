@@ -1,0 +1,215 @@
+"""Channels that live and die together: from the ties of a trace to the groups a method may prune.
+
+The ties between atoms are edges; their connected components are the prunable *channels*. Channels that own the same
+dimensions of the same tensors form a *group*: one width of the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgewise.graph.rules import RULES
+from edgewise.graph.trace import FROZEN, Atoms, Dimension, Op, Tracer, run
+
+
+@dataclass(frozen=True)
+class Member:
+    """A dimension of a tensor that a group owns.
+
+    Args:
+        tensor: name of the parameter or buffer; for a padding, the path of its module.
+        dim: which dimension (for a padding: counted from the last).
+        index: ``[C, m]``, the m indices of this dimension that belong to each of the group's C channels.
+        kind: "parameter", "buffer" or "padding".
+        reads: the layer sums over this dimension; zeroing it silences the channel.
+    """
+
+    tensor: str
+    dim: int
+    index: Atoms
+    kind: str
+    reads: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that go together wherever they appear: pruning keeps some of them.
+
+    Args:
+        name: the layer that makes the channels.
+        size: how many channels there are.
+        members: every dimension they own.
+        inexact: why removing a channel is not the same as silencing it; empty where it is exact.
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    inexact: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the shrunk network equals the original with the removed channels silenced."""
+        return not self.inexact
+
+    def matrices(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """View every parameter the group owns as a matrix ``[C, K]``: C channels by K numbers each.
+
+        Args:
+            tensors: the network's parameters by name, or their gradients.
+        """
+        found = {}
+        for member in self.members:
+            if member.kind == "parameter" and (tensor := tensors.get(member.tensor)) is not None:
+                rows = tensor if member.dim == 0 else tensor.transpose(0, member.dim)
+                if not _is_identity(member.index, rows.shape[0]):
+                    rows = rows[member.index.reshape(-1)]
+                found[f"{member.tensor}:{member.dim}"] = rows.reshape(self.size, -1)
+        return found
+
+
+def _is_identity(index: Atoms, size: int) -> bool:
+    return index.size == size and bool((index.reshape(-1) == np.arange(size)).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """What a network is: its operators, and which of its channels can be removed together.
+
+    Args:
+        model: the network that was traced (not a copy).
+        example: the input it was traced with, without its values (a meta tensor).
+        tracer: everything the trace recorded.
+        group_of: ``[atoms]``, the group of each atom, or ``len(groups)`` where it is frozen.
+        groups: the prunable widths, in the order of the network's parameters.
+    """
+
+    model: nn.Module
+    example: Tensor = field(repr=False)
+    tracer: Tracer = field(repr=False)
+    group_of: Atoms = field(repr=False)
+    groups: tuple[Group, ...]
+
+    @property
+    def ops(self) -> list[Op]:
+        """The operators in the order they ran."""
+        return self.tracer.ops
+
+    @cached_property
+    def by_name(self) -> dict[str, Group]:
+        """The groups by name."""
+        return {group.name: group for group in self.groups}
+
+    @property
+    def sizes(self) -> Atoms:
+        """The number of channels of each group ``[G]``."""
+        return np.array([group.size for group in self.groups], np.int64)
+
+    def prunable(self, *, inexact: bool = False) -> tuple[Group, ...]:
+        """Return the groups whose channels can go without changing the others; with `inexact`, all of them."""
+        return tuple(group for group in self.groups if inexact or group.exact)
+
+
+def trace(model: nn.Module, example: Tensor) -> Graph:
+    """Find what a network is made of and which of its channels live and die together.
+
+    Args:
+        model: one tensor in, one tensor out; left as it was.
+        example: an input of the right shape, ``[N, C, H, W]``; its values are not used.
+
+    Raises:
+        UnsupportedOp: an operator has no rule; its name and its module's.
+        ModelError: the forward raised, or its output is not one tensor.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    >>> [(group.name, group.size) for group in trace(net, torch.zeros(1, 3, 8, 8)).groups]
+    [('0', 8)]
+    """
+    tracer = run(model, example, RULES)
+    labels = _components(tracer.atoms, tracer.ties)
+    group_of, groups = _collect(tracer, labels)
+    return Graph(model, torch.empty_like(example, device="meta"), tracer, group_of, groups)
+
+
+def _components(atoms: int, ties: list[tuple[Atoms, Atoms]]) -> Atoms:
+    """Return the connected component of each atom ``[atoms]``."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    a = np.concatenate([a for a, _ in ties]) if ties else np.empty(0, np.int64)
+    b = np.concatenate([b for _, b in ties]) if ties else np.empty(0, np.int64)
+    edges = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(atoms, atoms))
+    return np.asarray(connected_components(edges, directed=False)[1], np.int64)
+
+
+def _collect(tracer: Tracer, labels: Atoms) -> tuple[Atoms, tuple[Group, ...]]:
+    """Sort the components into groups: those that own the same dimensions, equally often."""
+    dimensions = tracer.dimensions
+    owner = np.full(tracer.atoms, -1)  # which dimension an atom is an index of
+    for position, dimension in enumerate(dimensions):
+        owner[dimension.start : dimension.start + dimension.size] = position
+    live = np.flatnonzero((labels != labels[FROZEN]) & (owner >= 0))
+    # A component's signature is the sum of a random number for each dimension it owns: equal sums, equal dimensions.
+    tags = np.random.default_rng(0).integers(1, 1 << 62, len(dimensions) or 1, dtype=np.uint64)
+    signature = np.zeros(labels.max() + 1, np.uint64)
+    np.add.at(signature, labels[live], tags[owner[live]])
+
+    reads = np.zeros(tracer.atoms, bool)
+    for atoms in tracer.read:
+        reads[atoms] = True
+    reasons: dict[int, str] = {}
+    for atoms, reason in tracer.inexact:
+        for label in np.unique(labels[atoms]):
+            reasons.setdefault(int(label), reason)
+
+    group_of = np.full(tracer.atoms, -1, np.int64)
+    groups: list[Group] = []
+    names: dict[str, int] = {}
+    _, first, inverse = np.unique(signature[labels[live]], return_index=True, return_inverse=True)
+    order = np.argsort(first)  # groups in the order of their first parameter
+    atoms_by_group = np.split(live[np.argsort(inverse, kind="stable")], np.cumsum(np.bincount(inverse))[:-1])
+    for position in order if len(live) else ():
+        atoms = atoms_by_group[position]
+        channels, channel = np.unique(labels[atoms], return_inverse=True)
+        members = _members(atoms, channel, len(channels), owner, dimensions, reads)
+        if not any(member.kind == "parameter" for member in members):
+            continue
+        reason = next((reasons[int(c)] for c in channels if int(c) in reasons), "")
+        group_of[atoms] = len(groups)
+        groups.append(Group(_unique_name(members, names), len(channels), members, reason))
+    return np.where(group_of < 0, len(groups), group_of), tuple(groups)
+
+
+def _members(
+    atoms: Atoms, channel: Atoms, channels: int, owner: Atoms, dimensions: list[Dimension], reads: Atoms
+) -> tuple[Member, ...]:
+    """List the dimensions a group's atoms belong to, each with its indices by channel ``[C, m]``.
+
+    Channels are numbered in the order of their indices in the group's first dimension.
+    """
+    owners = owner[atoms]
+    first = owners == owners[0]
+    rank = np.empty(channels, np.int64)  # component -> its place in the first dimension
+    rank[channel[first][np.sort(np.unique(channel[first], return_index=True)[1])]] = np.arange(channels)
+    members = []
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    for begin, end in zip(starts, (*starts[1:], len(atoms)), strict=True):
+        dimension = dimensions[owners[begin]]
+        order = np.argsort(rank[channel[begin:end]], kind="stable")
+        index = (atoms[begin:end] - dimension.start)[order].reshape(channels, -1)
+        members.append(Member(dimension.tensor, dimension.dim, index, dimension.kind, bool(reads[atoms[begin]])))
+    return tuple(members)
+
+
+def _unique_name(members: tuple[Member, ...], names: dict[str, int]) -> str:
+    """Name a group after the layer that makes its channels; a second group of the same layer gets a number."""
+    made = [m for m in members if m.kind == "parameter" and not m.reads] or list(members)
+    name = made[0].tensor.rpartition(".")[0] or made[0].tensor
+    names[name] = names.get(name, 0) + 1
+    return name if names[name] == 1 else f"{name}#{names[name]}"

@@ -1,0 +1,440 @@
+"""One rule per operator: what its result's channels are, and which channels it ties together.
+
+A rule is a function ``(tracer, call) -> identities``, one for each result that is an activation. The table at the foot maps an ATen
+operator's name to its rule. What a rule cannot follow exactly it freezes: frozen channels are never removed, so the
+operator sees what it always saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from edgewise.graph.trace import FROZEN, Atoms, Call, Extent, Ids, Rule, Tracer
+
+# -- identities as arrays -------------------------------------------------------------------------------------------
+
+
+def support(factor: Atoms) -> tuple[int, ...]:
+    """Return the dimensions a factor runs over, counted from the end (so that broadcasting needs no alignment).
+
+    >>> support(np.arange(6).reshape(1, 6, 1, 1))
+    (-3,)
+    """
+    rank = factor.ndim
+    return tuple(d - rank for d in range(rank) if factor.shape[d] > 1)
+
+
+def reshape_factor(factor: Atoms, old: Sequence[int], new: Sequence[int]) -> Atoms:
+    """Reshape a factor as its tensor is reshaped, expanding only the dimensions that are merged with its own.
+
+    >>> reshape_factor(np.array([7, 8]).reshape(1, 2, 1, 1), (1, 2, 1, 3), (1, 6))
+    array([[7, 7, 7, 8, 8, 8]])
+    """
+    shape: list[int] = []
+    full: list[int] = []
+    for old_dims, new_dims in _blocks(old, new):
+        runs = any(factor.shape[d] > 1 for d in old_dims)
+        full += [old[d] if runs else 1 for d in old_dims]
+        shape += [new[d] if runs else 1 for d in new_dims]
+    return np.broadcast_to(factor, full).reshape(shape)
+
+
+def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Match the dimensions of two shapes of equally many elements in the smallest runs of equal product.
+
+    >>> _blocks((2, 3, 4), (6, 4))
+    [([0, 1], [0]), ([2], [1])]
+    """
+    blocks: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        left, right = [i] if i < len(old) else [], [j] if j < len(new) else []
+        a, b = (old[i] if left else 1), (new[j] if right else 1)
+        i, j = i + len(left), j + len(right)
+        while a != b:
+            if a < b:
+                a, i = a * old[i], i + 1
+                left.append(i - 1)
+            else:
+                b, j = b * new[j], j + 1
+                right.append(j - 1)
+        blocks.append((left, right))
+    return blocks
+
+
+def _along(atoms: Atoms, dim: int, rank: int) -> Ids:
+    """Lay atoms ``[C]`` along one dimension of a tensor; a single channel has no identity."""
+    return (atoms.reshape([-1 if d == dim % rank else 1 for d in range(rank)]),) if atoms.size > 1 else ()
+
+
+def _kept(t: Tracer, tensor: Tensor, dims: set[int]) -> Ids:
+    """Return the factors that avoid these (negative) dimensions; freeze those that run over one and another."""
+    kept = []
+    for factor in t.ids(tensor):
+        runs = set(support(factor))
+        if not runs & dims:
+            kept.append(factor)
+        elif not runs <= dims:
+            t.freeze(factor)
+    return tuple(kept)
+
+
+# -- arithmetic -----------------------------------------------------------------------------------------------------
+
+
+def pointwise(t: Tracer, call: Call) -> list[Ids]:
+    """Element by element with broadcasting: operands that vary over the same dimensions are tied there."""
+    rank = call.out.dim()
+    operands = [x for x in (*call.args, *call.kwargs.values()) if isinstance(x, Tensor) and x.dim()]
+    if len(operands) == 1:
+        return [t.ids(operands[0])]
+    return [_meet(t, [t.ids(x) for x in operands], [tuple(x.shape) for x in operands], rank)]
+
+
+def _meet(t: Tracer, identities: Sequence[Ids], shapes: Sequence[tuple[int, ...]], rank: int) -> Ids:
+    """Tie operands of one broadcast; freeze a factor where an operand varies over it without knowing its channels."""
+    joint: dict[tuple[int, ...], Atoms] = {}
+    owners: dict[tuple[int, ...], set[int]] = {}
+    for position, ids in enumerate(identities):
+        for factor in ids:
+            over = support(factor)
+            factor = factor.reshape((1,) * (rank - factor.ndim) + factor.shape)
+            t.tie(joint.setdefault(over, factor), factor)
+            owners.setdefault(over, set()).add(position)
+    for over, factor in joint.items():
+        for position, shape in enumerate(shapes):
+            varies = any(-d <= len(shape) and shape[d] > 1 for d in over)
+            if varies and position not in owners[over]:
+                t.freeze(factor)
+    return tuple(joint.values())
+
+
+def nothing(t: Tracer, call: Call) -> list[Ids]:
+    """Make tensors that carry no channels."""
+    return [()] * (len(call.out) if isinstance(call.out, tuple | list) else 1)
+
+
+def frozen(t: Tracer, call: Call) -> list[Ids]:
+    """Mix channels in a way that no removal leaves exact: freeze them."""
+    for argument in (*call.args, *call.kwargs.values()):
+        for tensor in argument if isinstance(argument, list | tuple) else [argument]:
+            if isinstance(tensor, Tensor):
+                t.freeze(*t.ids(tensor))
+    return nothing(t, call)
+
+
+# -- layers ---------------------------------------------------------------------------------------------------------
+
+
+def convolution(t: Tracer, call: Call) -> list[Ids]:
+    """Tie input channels to the weight's in-dimension; grouped ones, the same offset of every group."""
+    x, weight, bias = call.args[:3]
+    transposed, groups = call.args[6], call.args[8]
+    rank = x.dim()
+    out_dim, in_dim = (1, 0) if transposed else (0, 1)
+    source, w_in, w_out = t.axis(x, 1), t.axis(weight, in_dim), t.axis(weight, out_dim)
+    for factor in t.ids(x):
+        if set(support(factor)) != {1 - rank}:
+            t.freeze(factor)
+    if groups == 1:
+        t.tie(source, w_in)
+        t.read.append(w_in)
+        target = w_out
+    elif transposed:  # in: [g, I/g] along the weight's dim 0; out: the same O/g offsets for every group
+        t.tie(source, w_in)
+        t.read.append(w_in)
+        target = np.tile(w_out, groups)
+        _same_offsets(t, source, groups)
+    elif weight.shape[1] == 1:  # depthwise: each input channel makes O/I outputs of its own
+        t.tie(np.repeat(source, len(w_out) // groups), w_out)
+        target = w_out
+    else:
+        t.tie(source, np.tile(w_in, groups))
+        t.read.append(w_in)
+        _same_offsets(t, w_out, groups)
+        target = w_out
+    t.freeze(*(f for f in t.ids(weight) if f.shape[out_dim] == f.shape[in_dim] == 1))  # the kernel's own extent
+    if bias is not None:
+        t.tie(t.axis(bias, 0), w_out)
+    ids = _along(target, 1, rank)
+    # Each output element meets every tap of its filter; transposed, each input element every tap it is spread to.
+    meets, taps_of = (x, in_dim) if transposed else (call.out, out_dim)
+    taps = tuple(1 if d == taps_of else n for d, n in enumerate(weight.shape))
+    taps_ids = tuple(f for f in t.ids(weight) if f.shape[taps_of] == 1)
+    t.macs = (Extent(tuple(meets.shape), t.ids(x) if transposed else ids), Extent(taps, taps_ids))
+    return [ids]
+
+
+def _same_offsets(t: Tracer, atoms: Atoms, groups: int) -> None:
+    """Tie the channels at the same offset of every group, so that all groups stay of one width."""
+    rows = atoms.reshape(groups, -1)
+    t.tie(np.tile(rows[0], groups - 1), rows[1:])
+
+
+def matmul(t: Tracer, call: Call) -> list[Ids]:
+    """Matrix product of the last two arguments: tie what is contracted, keep what is not."""
+    bias, (a, b) = (call.args[0], call.args[1:3]) if call.op in ("addmm", "baddbmm") else (None, call.args[:2])
+    left, right = t.axis(a, -1), t.axis(b, -2)
+    for tensor, atoms in ((a, left), (b, right)):
+        if t.is_stored(tensor):
+            t.read.append(atoms)
+    if t.is_stored(a) or t.is_stored(b):
+        t.tie(left, right)
+    else:  # no weight reads these channels, so there is none to silence
+        t.freeze(left, right)
+    rows, columns = _kept(t, a, {-1}), _kept(t, b, {-2})
+    shared = {d for f in rows for d in support(f)} & {d for f in columns for d in support(f)}
+    for factor in (*rows, *columns):  # both operands know channels of one batch dimension: not followed
+        if shared & set(support(factor)):
+            t.freeze(factor)
+    ids = (*rows, *(f for f in columns if not shared & set(support(f))))
+    t.macs = (Extent(tuple(call.out.shape), ids), Extent((a.shape[-1],), _along(left, 0, 1)))
+    if bias is None:
+        return [ids]
+    return [_meet(t, [t.ids(bias), ids], [tuple(bias.shape), tuple(call.out.shape)], call.out.dim())]
+
+
+def batch_norm(t: Tracer, call: Call) -> list[Ids]:
+    """Normalise each channel by itself: tie the affine parameters and the running statistics."""
+    x = call.args[0]
+    for stored in call.args[1:5]:
+        if isinstance(stored, Tensor):
+            t.tie(t.axis(x, 1), t.axis(stored, 0))
+    return [t.ids(x)]  # the statistics it also returns are no activations
+
+
+def layer_norm(t: Tracer, call: Call) -> list[Ids]:
+    """Normalise over the last dimensions: their statistics change when one of their channels goes."""
+    x, shape = call.args[:2]
+    over = {-1 - d for d in range(len(shape))}
+    t.inexact += [(f, f'layer normalisation "{t.module[0]}"') for f in t.ids(x) if set(support(f)) & over]
+    for stored in call.args[2:4]:
+        if isinstance(stored, Tensor):
+            _meet(t, [t.ids(x), t.ids(stored)], [tuple(x.shape), tuple(stored.shape)], x.dim())
+    return [t.ids(x)]
+
+
+def group_norm(t: Tracer, call: Call) -> list[Ids]:
+    """Normalise over groups of channels: all groups keep one width, and their statistics change."""
+    x, weight, bias, groups = call.args[0], call.args[1], call.args[2], call.args[6]
+    atoms = t.axis(x, 1)
+    if 1 < groups:
+        _same_offsets(t, atoms, groups)
+    t.inexact.append((atoms, f'group normalisation "{t.module[0]}"'))
+    for stored in (weight, bias):
+        if isinstance(stored, Tensor):
+            t.tie(atoms, t.axis(stored, 0))
+    return [t.ids(x)]
+
+
+# -- reductions and pooling -----------------------------------------------------------------------------------------
+
+
+def reduction(t: Tracer, call: Call) -> list[Ids]:
+    """Reduce over some dimensions: channels among them leave the result, which then depends on how many there were."""
+    x = call.args[0]
+    dims = call.argument(1, "dim")
+    keep_dim = bool(call.argument(2, "keepdim", False))
+    rank = x.dim()
+    dims = list(range(rank)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    over = {d % rank - rank for d in dims}
+    t.inexact += [(f, f'{call.op} over channels in "{t.module[0]}"') for f in t.ids(x) if set(support(f)) & over]
+    ids = _kept(t, x, over)
+    gone = tuple(d + rank for d in over)
+    return [ids if keep_dim else tuple(f.squeeze(gone) for f in ids)]
+
+
+def windows(t: Tracer, call: Call) -> list[Ids]:
+    """Pool or resize the trailing dimensions; a factor that runs over them cannot be followed."""
+    x = call.args[0]
+    spatial = {-1} if call.op.endswith("1d") else {-1, -2}
+    t.freeze(*(f for f in t.ids(x) if set(support(f)) & spatial))
+    return [tuple(f for f in t.ids(x) if not set(support(f)) & spatial)]  # indices of maxima are no activations
+
+
+# -- views ----------------------------------------------------------------------------------------------------------
+
+
+def same(t: Tracer, call: Call) -> list[Ids]:
+    """Copy or convert: the channels stay where they are."""
+    return [t.ids(call.args[0])]
+
+
+def restride(t: Tracer, call: Call) -> list[Ids]:
+    """Change strides in place: the channels stay where they are if the shape does."""
+    x = call.args[0]
+    return [t.ids(x)] if tuple(x.shape) == tuple(call.out.shape) == tuple(call.args[1]) else frozen(t, call)
+
+
+def reshape(t: Tracer, call: Call) -> list[Ids]:
+    """Split and merge dimensions; what is merged with a channel dimension carries its channels along."""
+    old, new = tuple(call.args[0].shape), tuple(call.out.shape)
+    return [tuple(reshape_factor(f, old, new) for f in t.ids(call.args[0]))]
+
+
+def permute(t: Tracer, call: Call) -> list[Ids]:
+    """Reorder dimensions."""
+    return [tuple(f.transpose(call.args[1]) for f in t.ids(call.args[0]))]
+
+
+def transpose(t: Tracer, call: Call) -> list[Ids]:
+    """Swap two dimensions; `t` swaps the two of a matrix."""
+    rank = call.args[0].dim()
+    a, b = call.args[1:3] if call.op == "transpose" else (0, rank - 1)
+    return [tuple(f.swapaxes(a, b) for f in t.ids(call.args[0]))]
+
+
+def expand(t: Tracer, call: Call) -> list[Ids]:
+    """Broadcast to a larger shape."""
+    rank = call.out.dim()
+    return [tuple(f.reshape((1,) * (rank - f.ndim) + f.shape) for f in t.ids(call.args[0]))]
+
+
+def slice_dim(t: Tracer, call: Call) -> list[Ids]:
+    """Take a range of one dimension. The range is written in the forward, so the channels outside it are frozen too."""
+    x, dim = call.args[0], call.argument(1, "dim", 0)
+    start, step = call.argument(2, "start") or 0, call.argument(4, "step", 1)
+    size = x.shape[dim]
+    start = max(0, start + size if start < 0 else start)
+    taken = slice(start, start + call.out.shape[dim] * step, step)
+    if call.out.shape[dim] == size:
+        return [t.ids(x)]
+    return [tuple(_take(t, f, dim % x.dim(), taken) for f in t.ids(x))]
+
+
+def _take(t: Tracer, factor: Atoms, dim: int, taken: slice) -> Atoms:
+    if factor.shape[dim] == 1:
+        return factor
+    t.freeze(factor)
+    return factor[(slice(None),) * dim + (taken,)]
+
+
+def select(t: Tracer, call: Call) -> list[Ids]:
+    """Take one index of a dimension away; a channel that is picked by number is frozen with its neighbours."""
+    x, dim, index = call.args[:3]
+    ids = []
+    for factor in t.ids(x):
+        if factor.shape[dim] > 1:
+            t.freeze(factor)
+        ids.append(factor.take(index if factor.shape[dim] > 1 else 0, axis=dim))
+    return [tuple(f for f in ids if f.size > 1)]
+
+
+def split(t: Tracer, call: Call) -> list[Ids]:
+    """Cut one dimension into parts. The parts' sizes are written in the forward: channels cut so are frozen."""
+    x, dim = call.args[0], call.argument(2, "dim", 0)
+    results, start = [], 0
+    for part in call.out:
+        taken = slice(start, start + part.shape[dim])
+        results.append(tuple(_take(t, f, dim % x.dim(), taken) for f in t.ids(x)))
+        start = taken.stop
+    return results
+
+
+def unbind(t: Tracer, call: Call) -> list[Ids]:
+    """Cut one dimension into its indices; channels along it are frozen."""
+    x, dim = call.args[0], call.argument(1, "dim", 0)
+    ids = _kept(t, x, {dim % x.dim() - x.dim()})
+    t.freeze(*(f for f in t.ids(x) if f.shape[dim] > 1))
+    return [tuple(f.squeeze(dim) for f in ids)] * len(call.out)
+
+
+def squeeze(t: Tracer, call: Call) -> list[Ids]:
+    """Drop or add dimensions of size 1."""
+    return reshape(t, call)
+
+
+def concatenate(t: Tracer, call: Call) -> list[Ids]:
+    """Lay operands one after another; their other dimensions are tied element by element."""
+    tensors, dim = call.args[0], call.argument(1, "dim", 0)
+    rank = call.out.dim()
+    dim %= rank
+    if not any(f.shape[dim] > 1 for x in tensors for f in t.ids(x)):
+        return [_meet(t, [t.ids(x) for x in tensors], [tuple(x.shape) for x in tensors], rank)]
+    along = np.concatenate([t.axis(x, dim) for x in tensors])
+    others = [_kept(t, x, {dim - rank}) for x in tensors]
+    return [(*_along(along, dim, rank), *_meet(t, others, [tuple(x.shape) for x in tensors], rank))]
+
+
+def pad(t: Tracer, call: Call) -> list[Ids]:
+    """Put constants around. Channels put there by a padding module go with those they are added to."""
+    x, pads = call.args[:2]
+    path, module = t.module
+    ids = t.ids(x)
+    for position in range(len(pads) // 2):
+        before, after = pads[2 * position], pads[2 * position + 1]
+        dim = x.dim() - 1 - position
+        if not (before or after) or not any(f.shape[dim] > 1 for f in ids):
+            continue
+        if before < 0 or after < 0 or not isinstance(module, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d):
+            new = np.full(max(before, 0) + max(after, 0), FROZEN)
+        else:
+            new = t.new_atoms(path, position, before + after, "padding")
+        before = max(before, 0)
+        t.freeze(*(f for f in ids if f.shape[dim] > 1 and f.size > f.shape[dim]))
+        along = np.concatenate([new[:before], t.axis(x, dim), new[before:]])
+        if along.size != call.out.shape[dim]:  # a negative padding cuts channels away
+            t.freeze(along)
+            along = np.full(call.out.shape[dim], FROZEN)
+        ids = (*(f for f in ids if f.shape[dim] == 1), *_along(along, dim, x.dim()))
+    return [ids]
+
+
+# -- the table ------------------------------------------------------------------------------------------------------
+
+
+def _table(rule: Rule, names: str) -> dict[str, Rule]:
+    return dict.fromkeys(names.split(), rule)
+
+
+RULES: dict[str, Rule] = {
+    **_table(Rule(convolution), "convolution convolution_overrideable"),
+    **_table(Rule(matmul), "mm addmm bmm baddbmm"),
+    **_table(
+        Rule(batch_norm, overwrites=True),
+        "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
+        "_batch_norm_no_update batch_norm",
+    ),
+    **_table(Rule(layer_norm, overwrites=True), "native_layer_norm"),
+    **_table(Rule(group_norm, overwrites=True), "native_group_norm"),
+    **_table(
+        Rule(pointwise, overwrites=True),
+        "add add_ sub sub_ rsub mul mul_ div div_ neg abs pow exp log sqrt rsqrt reciprocal square maximum minimum "
+        "relu relu_ hardtanh hardtanh_ clamp clamp_ clamp_min clamp_min_ clamp_max leaky_relu leaky_relu_ elu elu_ "
+        "gelu silu silu_ mish mish_ sigmoid sigmoid_ tanh tanh_ hardsigmoid hardsigmoid_ hardswish hardswish_ "
+        "softplus erf native_dropout addcmul where",
+    ),
+    **_table(Rule(reduction), "mean sum amax amin var"),
+    **_table(
+        Rule(windows),
+        "max_pool2d_with_indices avg_pool2d avg_pool1d _adaptive_avg_pool2d adaptive_max_pool2d "
+        "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d reflection_pad2d replication_pad2d",
+    ),
+    **_table(Rule(same, overwrites=True), "clone contiguous _to_copy to copy_ lift_fresh lift_fresh_copy"),
+    **_table(Rule(same, view=True), "alias detach detach_"),
+    **_table(Rule(restride, view=True), "as_strided_"),
+    **_table(Rule(reshape, view=True), "view _unsafe_view reshape _reshape_alias flatten squeeze unsqueeze"),
+    **_table(Rule(permute, view=True), "permute"),
+    **_table(Rule(transpose, view=True), "transpose t"),
+    **_table(Rule(expand, view=True), "expand"),
+    **_table(Rule(slice_dim, view=True), "slice"),
+    **_table(Rule(select, view=True), "select"),
+    **_table(Rule(split, view=True), "split split_with_sizes unsafe_split"),
+    **_table(Rule(unbind, view=True), "unbind"),
+    **_table(Rule(concatenate), "cat"),
+    **_table(Rule(pad), "constant_pad_nd"),
+    **_table(Rule(frozen), "_softmax _safe_softmax"),
+    **_table(
+        Rule(nothing),
+        "empty zeros ones full arange eye scalar_tensor empty_like zeros_like ones_like full_like new_zeros new_ones",
+    ),
+}
+
+
+def rule_names() -> list[str]:
+    """Return the operators the graph can follow, sorted."""
+    return sorted(RULES)
+

@@ -1,0 +1,320 @@
+"""One forward on meta tensors, followed operator by operator, with an identity for every channel.
+
+The network is run once under a dispatch mode: no arithmetic, no copy, only shapes. Beside each tensor runs its
+*identity*: which channels its elements belong to. What arrives at the dispatcher is a small canonical vocabulary
+of ATen operators, and parameters are ordinary tensors in it, so a view of a weight follows the same rule as a view
+of an activation.
+
+Atoms
+    Every index of every parameter dimension is an integer, its *atom*. Atom 0 is ``FROZEN``: what is tied to it
+    can never be removed.
+Identity
+    ``Ids``, a tuple of *factors*. A factor is an integer array that broadcasts to the tensor's shape, of size 1
+    where a dimension has no identity (batch, space). An element is alive while its atoms in all factors are alive:
+    a feature map has one factor ``[1, C, 1, 1]``, a convolution's weight two, ``[O, 1, 1, 1]`` and ``[1, I, 1, 1]``.
+
+The rules of the operators are in `edgewise.graph.rules`; what they tie is solved in `edgewise.graph.groups`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from edgewise.errors import ModelError, UnsupportedOp
+
+Atoms = NDArray[np.int64]
+Ids = tuple[Atoms, ...]
+
+FROZEN = 0
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How many elements a tensor has, as a function of which atoms live: its shape and its identity."""
+
+    shape: tuple[int, ...]
+    ids: Ids = ()
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One dimension of a parameter, a buffer or a padding whose indices are atoms ``start .. start + size``.
+
+    A padding module counts as a dimension too: the channels it puts before and after are its indices.
+    """
+
+    tensor: str
+    dim: int
+    start: int
+    size: int
+    kind: str  # "parameter", "buffer" or "padding"
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator as it ran: its name, the module it belongs to, the buffers it read and wrote."""
+
+    name: str
+    module: str
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    overwrites: bool  # may an inference runtime compute it in place of an operand?
+    macs: tuple[Extent, ...] = ()  # multiply-accumulates, as the product of these extents
+
+
+@dataclass
+class Value:
+    """What is known of a tensor while the network runs."""
+
+    tensor: Tensor  # kept alive: tensors are told apart by their address
+    ids: Ids
+    buffer: int | None  # the activation buffer it lies in; None for parameters and what is derived from them
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operator with its arguments and its result, as a rule sees it."""
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument given by position or by name."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+
+@dataclass
+class Tracer:
+    """What the rules write into: identities, ties, and the operators in order."""
+
+    model: nn.Module
+    values: dict[int, Value] = field(default_factory=dict)
+    dimensions: list[Dimension] = field(default_factory=list)
+    ties: list[tuple[Atoms, Atoms]] = field(default_factory=list)
+    read: list[Atoms] = field(default_factory=list)
+    inexact: list[tuple[Atoms, str]] = field(default_factory=list)
+    buffers: list[Extent] = field(default_factory=list)
+    parameters: dict[str, Extent] = field(default_factory=dict)
+    ops: list[Op] = field(default_factory=list)
+    atoms: int = 1  # the next atom; 0 is FROZEN
+    stack: list[tuple[str, nn.Module]] = field(default_factory=list)
+    macs: tuple[Extent, ...] = ()
+
+    # -- identities -------------------------------------------------------------------------------------------
+
+    def new_atoms(self, tensor: str, dim: int, size: int, kind: str) -> Atoms:
+        """Give the indices of a dimension atoms of their own."""
+        start, self.atoms = self.atoms, self.atoms + size
+        self.dimensions.append(Dimension(tensor, dim, start, size, kind))
+        return np.arange(start, start + size)
+
+    def add_stored(self, name: str, tensor: Tensor, kind: str) -> None:
+        """Enter a parameter or a buffer: one factor for each dimension longer than 1."""
+        shape = tuple(tensor.shape)
+        ids = tuple(
+            self.new_atoms(name, dim, size, kind).reshape([-1 if d == dim else 1 for d in range(len(shape))])
+            for dim, size in enumerate(shape)
+            if size > 1
+        )
+        self.values[id(tensor)] = Value(tensor, ids, None)
+        if kind == "parameter":
+            self.parameters[name] = Extent(shape, ids)
+
+    def ids(self, tensor: Tensor) -> Ids:
+        """Return the identity of a tensor; one that the forward made from nothing has none."""
+        value = self.values.get(id(tensor))
+        return value.ids if value else ()
+
+    def axis(self, tensor: Tensor, dim: int) -> Atoms:
+        """Return the atoms ``[size]`` along one dimension; ``FROZEN`` where it has no identity of its own.
+
+        A factor that runs over this dimension and another one together cannot be followed here: it is frozen.
+        """
+        dim %= tensor.dim()
+        found: Atoms | None = None
+        for factor in self.ids(tensor):
+            if factor.shape[dim] == 1:
+                continue
+            if factor.size == factor.shape[dim] and found is None:
+                found = factor.reshape(-1)
+            else:
+                self.freeze(factor)
+        return np.zeros(tensor.shape[dim], np.int64) if found is None else found
+
+    def tie(self, a: Atoms, b: Atoms) -> None:
+        """Let the channels of two arrays of one shape live and die together."""
+        if a is not b:
+            self.ties.append((a.reshape(-1), b.reshape(-1)))
+
+    def freeze(self, *factors: Atoms) -> None:
+        """Forbid the removal of these channels."""
+        for factor in factors:
+            self.ties.append((factor.reshape(-1), np.zeros(factor.size, np.int64)))
+
+    def is_stored(self, tensor: Tensor) -> bool:
+        """Say whether a tensor is a parameter, a buffer, or derived from them alone."""
+        value = self.values.get(id(tensor))
+        return value is not None and value.buffer is None
+
+    @property
+    def module(self) -> tuple[str, nn.Module]:
+        """The innermost module that is running: its path and itself."""
+        return self.stack[-1] if self.stack else ("", self.model)
+
+    # -- operators --------------------------------------------------------------------------------------------
+
+    def record(self, call: Call, rule: Rule) -> None:
+        """Apply an operator's rule to the identities and enter the operator."""
+        self.macs = ()
+        operands = [t for t in _tensors((call.args, call.kwargs)) if id(t) in self.values]
+        results = [call.out] if isinstance(call.out, Tensor) else list(_tensors(call.out))
+        identities = rule.follow(self, call)
+        constant = bool(operands) and all(self.values[id(t)].buffer is None for t in operands)
+        reads = tuple(b for t in operands if (b := self.values[id(t)].buffer) is not None)
+        writes = []
+        for tensor, ids in zip(results, identities, strict=False):
+            if constant:
+                buffer = None
+            elif rule.view and reads:
+                buffer = reads[0]
+            else:
+                buffer = len(self.buffers)
+                self.buffers.append(Extent(tuple(tensor.shape), ids))
+                writes.append(buffer)
+            self.values[id(tensor)] = Value(tensor, ids, buffer)
+        if not constant:
+            self.ops.append(Op(call.op, self.module[0], reads, tuple(writes), rule.overwrites, self.macs))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How identities pass through an operator.
+
+    Args:
+        follow: (tracer, call) -> the identity of each result, having tied what the operator ties.
+        view: the result shares its operand's memory.
+        overwrites: an inference runtime can compute it in place of an operand that is not needed afterwards.
+    """
+
+    follow: Callable[[Tracer, Call], Sequence[Ids]]
+    view: bool = False
+    overwrites: bool = False
+
+
+class _Follow(TorchDispatchMode):
+    """Sends every operator that runs to the tracer."""
+
+    def __init__(self, tracer: Tracer, rules: dict[str, Rule]) -> None:
+        super().__init__()
+        self.tracer, self.rules = tracer, rules
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        rule = self.rules.get(name)
+        if rule is None:
+            path, module = self.tracer.module
+            where = f'"{path}" ({type(module).__name__})' if path else type(module).__name__
+            raise UnsupportedOp(f"operator {func} in module {where} has no rule in the channel graph")
+        out = func(*args, **kwargs)
+        self.tracer.record(Call(name, args, kwargs, out), rule)
+        return out
+
+
+def run(model: nn.Module, example: Tensor, rules: dict[str, Rule]) -> Tracer:
+    """Run a network once on meta tensors and return everything its operators tied.
+
+    Args:
+        model: any network of one tensor in, one tensor out; left as it was.
+        example: an input of the right shape; its values are not used.
+        rules: the rule of each operator, by its ATen name without the overload.
+
+    Raises:
+        UnsupportedOp: an operator has no rule.
+        ModelError: the forward raised, or its output is not one tensor.
+    """
+    tracer = Tracer(model)
+    stored: dict[str, Tensor] = {}
+    aliases: dict[int, Tensor] = {}
+    for kind, named in (("parameter", model.named_parameters), ("buffer", model.named_buffers)):
+        for name, tensor in named(remove_duplicate=False):
+            if id(tensor) not in aliases:
+                aliases[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
+                tracer.add_stored(name, aliases[id(tensor)], kind)
+            stored[name] = aliases[id(tensor)]
+    x = torch.empty_like(example, device="meta")
+    tracer.values[id(x)] = Value(x, (), 0)
+    tracer.buffers.append(Extent(tuple(x.shape)))
+    with torch.no_grad(), evaluating(model), _naming(tracer):
+        try:
+            with _Follow(tracer, rules):
+                out = torch.func.functional_call(model, stored, (x,))
+        except UnsupportedOp:
+            raise
+        except Exception as error:
+            raise ModelError(f"the network's forward raised {type(error).__name__}: {_one_line(error)}") from error
+    if not isinstance(out, Tensor):
+        raise ModelError(f"the network must return one tensor, it returned {type(out).__name__}")
+    tracer.freeze(*tracer.ids(out))
+    if (last := tracer.values.get(id(out))) is not None and last.buffer is not None:
+        tracer.ops.append(Op("output", "", (last.buffer,), (), False))
+    return tracer
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a network in evaluation mode and give every module its own mode back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _naming(tracer: Tracer) -> Iterator[None]:
+    """Let the tracer know which module is running, for names in errors, costs and surgery."""
+    names = {id(module): name for name, module in tracer.model.named_modules()}
+
+    def enter(module: nn.Module, _: Any) -> None:
+        tracer.stack.append((names.get(id(module), ""), module))
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        tracer.stack.pop()
+
+    hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors among an operator's arguments, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        yield from _tensors(tuple(tree.values()))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or "no message"

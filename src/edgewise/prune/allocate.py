@@ -1,0 +1,171 @@
+"""How many channels each group keeps: widths under a budget, aligned to what runtimes like.
+
+An allocation is a family of widths with one knob: turning it down removes channels everywhere. The knob is set by
+bisection on the cost of the *aligned* widths, so budget and alignment hold together; what alignment left over is then
+given back, channel block by channel block, where it matters most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgewise.cost.budget import Budget, exceeded
+from edgewise.cost.static import CostModel
+from edgewise.errors import BudgetError
+from edgewise.graph.groups import Graph, Group
+from edgewise.graph.trace import Atoms
+
+Widths = NDArray[np.int64]
+Ranking = list[NDArray[np.float64]]  # for each group its scores, descending
+
+
+def uniform(ranking: Ranking, knob: float) -> NDArray[np.float64]:
+    """Keep the same share of every group: ``knob`` of its channels ``[G]``."""
+    return np.array([knob * len(scores) for scores in ranking])
+
+
+def global_ranking(ranking: Ranking, knob: float) -> NDArray[np.float64]:
+    """Rank all channels of all groups together and keep the best ``knob`` of them ``[G]``.
+
+    Scores are divided by their group's mean first: layers differ in scale by orders of magnitude.
+    """
+    relative = [scores / max(scores.mean(), 1e-30) for scores in ranking]
+    everything = np.sort(np.concatenate(relative))[::-1]
+    threshold = everything[min(len(everything) - 1, max(0, round(knob * len(everything)) - 1))]
+    return np.array([np.count_nonzero(scores >= threshold) for scores in relative], np.float64)
+
+
+def allocate(
+    graph: Graph,
+    *,
+    scores: Mapping[str, Tensor],
+    budget: Budget,
+    allocation: str = "global",
+    round_to: int = 1,
+    floor: float = 0.0,
+    groups: Iterable[str] | None = None,
+    cost_model: CostModel | None = None,
+) -> dict[str, Atoms]:
+    """Choose which channels to keep so that the network stays within a budget.
+
+    Args:
+        graph: the traced network.
+        scores: importance ``[C]`` of each group's channels; a group without scores stays whole.
+        budget: what the pruned network may cost.
+        allocation: a name of `ALLOCATIONS`.
+        round_to: widths are multiples of this, or the group's full width.
+        floor: the least share of its channels a group keeps, 0 to 1; never fewer than `round_to`.
+        groups: names of the groups that may shrink; by default those whose removal is exact.
+        cost_model: the graph's cost model, where there is one already.
+
+    Returns:
+        For each group that shrinks, the indices it keeps, ascending.
+
+    Raises:
+        ValueError: an unknown allocation, `round_to` < 1, a floor outside [0, 1].
+        BudgetError: no aligned widths at or over the floor fit; the message holds the least possible.
+    """
+    if allocation not in ALLOCATIONS:
+        raise ValueError(f'allocation "{allocation}" is none of {", ".join(ALLOCATIONS)}')
+    if round_to < 1:
+        raise ValueError(f"round_to = {round_to}: a width is a multiple of at least 1")
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor = {floor}: a share of the channels, 0 to 1")
+    allowed = {group.name for group in graph.prunable()} if groups is None else set(groups)
+    chosen = [g for g, group in enumerate(graph.groups) if group.name in allowed and group.name in scores]
+    model = cost_model or CostModel(graph)
+    limits = budget.limits(model)
+    ranking = [np.sort(scores[graph.groups[g].name].double().numpy())[::-1] for g in chosen]
+    sizes = graph.sizes
+    least = sizes.copy()
+    least[chosen] = [_least(graph.groups[g], round_to, floor) for g in chosen]
+
+    def widths_at(knob: float) -> Widths:
+        widths = sizes.copy()
+        if chosen:
+            widths[chosen] = align(ALLOCATIONS[allocation](ranking, knob), sizes[chosen], least[chosen], round_to)
+        return widths
+
+    if over := exceeded(model, least, limits):
+        name = over[0]
+        possible = getattr(model, name)(least)
+        raise BudgetError(
+            f"{name} cannot go down to {limits[name]:.0f}: the least possible is {possible} "
+            f"({possible / max(1, getattr(model, name)(sizes)):.3f} of the dense network's) with every group at its "
+            f"floor (round_to = {round_to}, floor = {floor})"
+        )
+    widths = widths_at(_largest(lambda knob: not exceeded(model, widths_at(knob), limits)))
+    if exceeded(model, widths, limits):  # even the lowest knob is over: some group's aligned width jumps past it
+        widths = least.copy()
+    widths = _give_back(model, widths, chosen, ranking, limits, round_to)
+    return {
+        graph.groups[g].name: top(scores[graph.groups[g].name], int(widths[g])) for g in chosen if widths[g] < sizes[g]
+    }
+
+
+def align(widths: NDArray[np.float64], sizes: Widths, least: Widths, round_to: int) -> Widths:
+    """Move widths ``[G]`` to the nearest multiple of `round_to`, within their floors and sizes.
+
+    >>> align(np.array([3.9, 21.0]), np.array([16, 20]), np.array([8, 8]), 8)
+    array([ 8, 20])
+    """
+    nearest = np.floor(widths / round_to + 0.5).astype(np.int64) * round_to
+    return np.clip(nearest, least, sizes)
+
+
+def top(scores: Tensor, count: int) -> Atoms:
+    """Return the indices of the `count` best channels, ascending; of equal ones the first.
+
+    >>> import torch
+    >>> top(torch.tensor([1.0, 3.0, 1.0, 2.0]), 3)
+    array([0, 1, 3])
+    """
+    order = np.argsort(-scores.double().numpy(), kind="stable")
+    return np.sort(order[:count])
+
+
+def _least(group: Group, round_to: int, floor: float) -> int:
+    """Return the least width a group may have: its floor, rounded up to a multiple."""
+    wanted = max(1, int(np.ceil(floor * group.size)))
+    return min(group.size, -(-wanted // round_to) * round_to)
+
+
+def _largest(fits: Callable[[float], bool]) -> float:
+    """Return the largest knob in [0, 1] that fits, to one part in a million."""
+    if fits(1.0):
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _give_back(
+    model: CostModel, widths: Widths, chosen: list[int], ranking: Ranking, limits: dict[str, float], round_to: int
+) -> Widths:
+    """Widen groups by one block at a time, the most important block first, while the budget holds."""
+    sizes = model.graph.sizes
+    relative = {g: scores / max(scores.mean(), 1e-30) for g, scores in zip(chosen, ranking, strict=True)}
+    open_groups = {g for g in chosen if widths[g] < sizes[g]}
+    while open_groups:
+        best = max(open_groups, key=lambda g: (relative[g][widths[g] : widths[g] + round_to].mean(), -g))
+        wider = widths.copy()
+        wider[best] = min(sizes[best], (widths[best] // round_to + 1) * round_to)
+        if exceeded(model, wider, limits):
+            open_groups.discard(best)
+            continue
+        widths = wider
+        if widths[best] == sizes[best]:
+            open_groups.discard(best)
+    return widths
+
+
+ALLOCATIONS: dict[str, Callable[[Ranking, float], NDArray[np.float64]]] = {
+    "uniform": uniform,
+    "global": global_ranking,
+}

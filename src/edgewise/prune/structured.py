@@ -1,0 +1,105 @@
+"""The prune step: score the channels, choose the widths, remove what is left over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from edgewise.cost.budget import Budget
+from edgewise.graph.groups import Graph, trace
+from edgewise.graph.surgery import rigid_groups, shrink
+from edgewise.graph.trace import Atoms
+from edgewise.prune.allocate import allocate
+from edgewise.prune.importance import score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """Remove whole channels until the network is within a budget.
+
+    Args:
+        importance: how channels are ranked.
+        allocate: how the budget is shared among the groups.
+        keep_macs: the share of the MACs to keep, in (0, 1].
+        keep_params: the share of the parameters to keep, in (0, 1].
+        round_to: widths become multiples of this; 8 or 16 is what the runtimes' kernels are made for.
+        floor: the least share of its channels that a group keeps, 0 to 1.
+        inexact: also prune groups whose removal changes a normalisation's statistics.
+        recalibrate: images for the BatchNorm statistics of the pruned network; 0 leaves them as they are.
+    """
+
+    kind: Literal["prune"] = "prune"
+    importance: Literal["l1", "l2", "bn_scale", "random"] = "l2"
+    allocate: Literal["uniform", "global"] = "global"
+    keep_macs: float | None = None
+    keep_params: float | None = None
+    round_to: int = 8
+    floor: float = 0.0
+    inexact: bool = False
+    recalibrate: int = 2048
+
+    def __post_init__(self) -> None:
+        for name in ("keep_macs", "keep_params"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} = {value}: a share to keep lies in (0, 1]")
+        if self.keep_macs is None and self.keep_params is None:
+            raise ValueError("say how much to keep: keep_macs or keep_params, each in (0, 1]")
+        if self.round_to < 1:
+            raise ValueError(f"round_to = {self.round_to}: a width is a multiple of at least 1")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor = {self.floor}: a share of the channels, 0 to 1")
+        if self.recalibrate < 0:
+            raise ValueError(f"recalibrate = {self.recalibrate}: a number of images, 0 or more")
+
+    @property
+    def budget(self) -> Budget:
+        """What the pruned network may cost."""
+        return Budget(macs=self.keep_macs, params=self.keep_params)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned network and how it came about.
+
+    Args:
+        model: the smaller network.
+        graph: of the network before.
+        keep: the channels that were kept, by group; groups that are not named stayed whole.
+        rigid: groups whose width is written into the forward, so that they could not shrink.
+    """
+
+    model: nn.Module
+    graph: Graph
+    keep: dict[str, Atoms]
+    rigid: tuple[str, ...]
+
+
+def prune(model: nn.Module, example: Tensor, config: Prune, *, seed: int = 0) -> Pruned:
+    """Prune a network's channels to a budget; the network is left as it was.
+
+    Args:
+        model: the network, with the weights that are to be ranked.
+        example: an input of the right shape ``[N, C, H, W]``.
+        config: what to remove.
+        seed: of random criteria.
+
+    Raises:
+        UnsupportedOp: the network has an operator the channel graph cannot follow.
+        BudgetError: no allowed widths meet the budget.
+    """
+    graph = trace(model, example)
+    rigid = rigid_groups(model, graph)
+    groups = [group.name for group in graph.prunable(inexact=config.inexact) if group.name not in rigid]
+    keep = allocate(
+        graph,
+        scores=score(graph, config.importance, seed=seed),
+        budget=config.budget,
+        allocation=config.allocate,
+        round_to=config.round_to,
+        floor=config.floor,
+        groups=groups,
+    )
+    return Pruned(shrink(model, graph, keep), graph, keep, rigid)
