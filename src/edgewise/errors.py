@@ -1,18 +1,18 @@
 """What can go wrong, as one tree: catch the level you care about.
 
-    EdgewiseError                  the command ends with exit code 1
-    ├── UserError                  the user's mistake: one line, exit code 2
-    │   ├── RecipeError            an unknown key, a wrong type or unit, a value out of range
-    │   ├── UnknownName            no such model, data set, method, runtime (with "did you mean")
-    │   ├── DataError              a missing or corrupt archive, a broken image, a label out of range
-    │   ├── ModelError             weights that do not fit, a forward that raises, a wrong output shape
-    │   │   └── UnsupportedOp      an operator the channel graph has no rule for
-    │   ├── BudgetError            a budget that no allowed widths can meet
-    │   ├── RunFolderError         a run folder that exists, is missing, or was changed by hand
-    │   └── MissingExtra           an optional dependency that is not installed
-    ├── TrainingDiverged           the loss became NaN or infinite
-    ├── CheckFailed                an equality the product promises does not hold
-    └── MeasurementFailed          a runtime could not load or run an artifact
+EdgewiseError                  the command ends with exit code 1
+├── UserError                  the user's mistake: one line, exit code 2
+│   ├── RecipeError            an unknown key, a wrong type or unit, a value out of range
+│   ├── UnknownName            no such model, data set, method, runtime (with "did you mean")
+│   ├── DataError              a missing or corrupt archive, a broken image, a label out of range
+│   ├── ModelError             weights that do not fit, a forward that raises, a wrong output shape
+│   │   └── UnsupportedOp      an operator the channel graph has no rule for
+│   ├── BudgetError            a budget that no allowed widths can meet
+│   ├── RunFolderError         a run folder that exists, is missing, or was changed by hand
+│   └── MissingExtra           an optional dependency that is not installed
+├── TrainingDiverged           the loss became NaN or infinite
+├── CheckFailed                an equality the product promises does not hold
+└── MeasurementFailed          a runtime could not load or run an artifact
 """
 
 from collections.abc import Iterable

@@ -205,12 +205,12 @@ class CostModel:
         return self._lengths[id(ids)]
 
 
-def cost(graph: Graph) -> Cost:
+def cost_of(graph: Graph) -> Cost:
     """Count what a traced network costs as it stands.
 
     >>> import torch
     >>> from edgewise.graph import trace
-    >>> cost(trace(torch.nn.Conv2d(1, 2, 3, bias=False), torch.zeros(1, 1, 4, 4))).macs
+    >>> cost_of(trace(torch.nn.Conv2d(1, 2, 3, bias=False), torch.zeros(1, 1, 4, 4))).macs
     72
     """
     parameters = {id(p): p for p in graph.model.parameters()}.values()
@@ -247,4 +247,3 @@ def _lifetimes(graph: Graph) -> tuple[Floats, Floats]:
     for buffer, start in born.items():
         alive[start : dies[buffer] + 1, buffer] = 1.0
     return alive, outputs
-

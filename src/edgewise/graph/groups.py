@@ -45,12 +45,14 @@ class Group:
         size: how many channels there are.
         members: every dimension they own.
         inexact: why removing a channel is not the same as silencing it; empty where it is exact.
+        beside_others: every dimension these channels lie in holds others too, so all of them can go.
     """
 
     name: str
     size: int
     members: tuple[Member, ...]
     inexact: str = ""
+    beside_others: bool = False
 
     @property
     def exact(self) -> bool:
@@ -168,6 +170,7 @@ def _collect(tracer: Tracer, labels: Atoms) -> tuple[Atoms, tuple[Group, ...]]:
         for label in np.unique(labels[atoms]):
             reasons.setdefault(int(label), reason)
 
+    sizes = {(d.tensor, d.dim): d.size for d in dimensions}
     group_of = np.full(tracer.atoms, -1, np.int64)
     groups: list[Group] = []
     names: dict[str, int] = {}
@@ -182,7 +185,8 @@ def _collect(tracer: Tracer, labels: Atoms) -> tuple[Atoms, tuple[Group, ...]]:
             continue
         reason = next((reasons[int(c)] for c in channels if int(c) in reasons), "")
         group_of[atoms] = len(groups)
-        groups.append(Group(_unique_name(members, names), len(channels), members, reason))
+        beside = all(m.index.size < sizes[m.tensor, m.dim] for m in members if m.kind != "padding")
+        groups.append(Group(_unique_name(members, names), len(channels), members, reason, beside))
     return np.where(group_of < 0, len(groups), group_of), tuple(groups)
 
 

@@ -1,8 +1,8 @@
 """One rule per operator: what its result's channels are, and which channels it ties together.
 
-A rule is a function ``(tracer, call) -> identities``, one for each result that is an activation. The table at the foot maps an ATen
-operator's name to its rule. What a rule cannot follow exactly it freezes: frozen channels are never removed, so the
-operator sees what it always saw.
+A rule is a function ``(tracer, call) -> identities``, one for each result that is an activation. The table at the
+foot maps an ATen operator's name to its rule. What a rule cannot follow exactly it freezes: frozen channels are never
+removed, so the operator sees what it always saw.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def convolution(t: Tracer, call: Call) -> list[Ids]:
         target = w_out
     t.freeze(*(f for f in t.ids(weight) if f.shape[out_dim] == f.shape[in_dim] == 1))  # the kernel's own extent
     if bias is not None:
-        t.tie(t.axis(bias, 0), w_out)
+        t.tie(t.axis(bias, 0), target)
     ids = _along(target, 1, rank)
     # Each output element meets every tap of its filter; transposed, each input element every tap it is spread to.
     meets, taps_of = (x, in_dim) if transposed else (call.out, out_dim)
@@ -221,7 +221,7 @@ def group_norm(t: Tracer, call: Call) -> list[Ids]:
     """Normalise over groups of channels: all groups keep one width, and their statistics change."""
     x, weight, bias, groups = call.args[0], call.args[1], call.args[2], call.args[6]
     atoms = t.axis(x, 1)
-    if 1 < groups:
+    if groups > 1:
         _same_offsets(t, atoms, groups)
     t.inexact.append((atoms, f'group normalisation "{t.module[0]}"'))
     for stored in (weight, bias):
@@ -270,8 +270,15 @@ def restride(t: Tracer, call: Call) -> list[Ids]:
 
 
 def reshape(t: Tracer, call: Call) -> list[Ids]:
-    """Split and merge dimensions; what is merged with a channel dimension carries its channels along."""
+    """Split and merge dimensions; what is merged with a channel dimension carries its channels along.
+
+    Channels whose own dimension is split are frozen: the forward states one of the new sizes, and with fewer channels
+    the cut would fall elsewhere.
+    """
     old, new = tuple(call.args[0].shape), tuple(call.out.shape)
+    for old_dims, new_dims in _blocks(old, new):
+        if sum(new[d] > 1 for d in new_dims) > 1:
+            t.freeze(*(f for f in t.ids(call.args[0]) if any(f.shape[d] > 1 for d in old_dims)))
     return [tuple(reshape_factor(f, old, new) for f in t.ids(call.args[0]))]
 
 
@@ -315,11 +322,8 @@ def _take(t: Tracer, factor: Atoms, dim: int, taken: slice) -> Atoms:
 def select(t: Tracer, call: Call) -> list[Ids]:
     """Take one index of a dimension away; a channel that is picked by number is frozen with its neighbours."""
     x, dim, index = call.args[:3]
-    ids = []
-    for factor in t.ids(x):
-        if factor.shape[dim] > 1:
-            t.freeze(factor)
-        ids.append(factor.take(index if factor.shape[dim] > 1 else 0, axis=dim))
+    t.freeze(*(f for f in t.ids(x) if f.shape[dim] > 1))
+    ids: list[Atoms] = [np.take(f, index if f.shape[dim] > 1 else 0, axis=dim) for f in t.ids(x)]
     return [tuple(f for f in ids if f.size > 1)]
 
 
@@ -340,11 +344,6 @@ def unbind(t: Tracer, call: Call) -> list[Ids]:
     ids = _kept(t, x, {dim % x.dim() - x.dim()})
     t.freeze(*(f for f in t.ids(x) if f.shape[dim] > 1))
     return [tuple(f.squeeze(dim) for f in ids)] * len(call.out)
-
-
-def squeeze(t: Tracer, call: Call) -> list[Ids]:
-    """Drop or add dimensions of size 1."""
-    return reshape(t, call)
 
 
 def concatenate(t: Tracer, call: Call) -> list[Ids]:
@@ -391,21 +390,23 @@ def _table(rule: Rule, names: str) -> dict[str, Rule]:
 
 
 RULES: dict[str, Rule] = {
-    **_table(Rule(convolution), "convolution convolution_overrideable"),
+    **_table(Rule(convolution), "convolution"),
     **_table(Rule(matmul), "mm addmm bmm baddbmm"),
     **_table(
-        Rule(batch_norm, overwrites=True),
-        "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
-        "_batch_norm_no_update batch_norm",
+        Rule(batch_norm, overwrites=True, like=3),
+        "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_no_update",
     ),
-    **_table(Rule(layer_norm, overwrites=True), "native_layer_norm"),
-    **_table(Rule(group_norm, overwrites=True), "native_group_norm"),
+    **_table(Rule(layer_norm, overwrites=True, like=3), "native_layer_norm"),
+    **_table(Rule(group_norm, overwrites=True, like=3), "native_group_norm"),
+    **_table(
+        Rule(pointwise, overwrites=True, like=1),
+        "neg abs exp log sqrt rsqrt square relu relu_ hardtanh hardtanh_ leaky_relu leaky_relu_ elu elu_ gelu silu "
+        "silu_ mish mish_ sigmoid sigmoid_ tanh tanh_ hardsigmoid hardsigmoid_ hardswish hardswish_ softplus erf",
+    ),
     **_table(
         Rule(pointwise, overwrites=True),
-        "add add_ sub sub_ rsub mul mul_ div div_ neg abs pow exp log sqrt rsqrt reciprocal square maximum minimum "
-        "relu relu_ hardtanh hardtanh_ clamp clamp_ clamp_min clamp_min_ clamp_max leaky_relu leaky_relu_ elu elu_ "
-        "gelu silu silu_ mish mish_ sigmoid sigmoid_ tanh tanh_ hardsigmoid hardsigmoid_ hardswish hardswish_ "
-        "softplus erf native_dropout addcmul where",
+        "add add_ sub sub_ rsub mul mul_ div div_ pow reciprocal maximum minimum clamp clamp_ clamp_min clamp_min_ "
+        "clamp_max addcmul where",
     ),
     **_table(Rule(reduction), "mean sum amax amin var"),
     **_table(
@@ -437,4 +438,3 @@ RULES: dict[str, Rule] = {
 def rule_names() -> list[str]:
     """Return the operators the graph can follow, sorted."""
     return sorted(RULES)
-

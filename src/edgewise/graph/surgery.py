@@ -36,6 +36,7 @@ def shrink(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     Raises:
         ValueError: a group that does not exist, an index out of range or given twice, nothing kept.
 
+    >>> from edgewise.graph.groups import trace
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
     >>> graph = trace(net, torch.zeros(1, 3, 8, 8))
     >>> shrink(net, graph, {"0": [0, 5]})[2].weight.shape
@@ -103,8 +104,10 @@ def _lost(graph: Graph, keep: Keep) -> list[tuple[Group, Atoms]]:
             raise ValueError(f'no group is called "{name}"; the network has {", ".join(graph.by_name) or "none"}')
         index = np.asarray(kept, np.int64)
         mask = np.ones(group.size, bool)
-        if not index.size or index.min() < 0 or index.max() >= group.size or len(np.unique(index)) != index.size:
-            raise ValueError(f'group "{name}" keeps {kept!r}: different channels of 0..{group.size - 1}, at least one')
+        if index.size and (index.min() < 0 or index.max() >= group.size) or len(np.unique(index)) != index.size:
+            raise ValueError(f'group "{name}" keeps {kept!r}: different channels of 0..{group.size - 1}')
+        if not index.size and not group.beside_others:
+            raise ValueError(f'group "{name}" keeps {kept!r}: at least one channel, no others lie beside it')
         mask[index] = False
         if mask.any():
             lost.append((group, np.flatnonzero(mask)))
@@ -127,6 +130,8 @@ def _cuts(graph: Graph, keep: Keep) -> tuple[dict[str, dict[int, Tensor]], list[
     for (tensor, dim), indices in gone.items():
         mask = np.ones(sizes[tensor, dim], bool)
         mask[np.concatenate(indices)] = False
+        if not mask.any():
+            raise ValueError(f'"{tensor}" would lose every channel of its dimension {dim}')
         cuts.setdefault(tensor, {})[dim] = torch.from_numpy(np.flatnonzero(mask))
     return cuts, paddings
 

@@ -206,18 +206,21 @@ class Rule:
         follow: (tracer, call) -> the identity of each result, having tied what the operator ties.
         view: the result shares its operand's memory.
         overwrites: an inference runtime can compute it in place of an operand that is not needed afterwards.
+        like: how many results it has, the first of which has its first operand's shape and type. Torch computes the
+            shapes of these operators in Python, which took most of a trace; an empty tensor serves as well.
     """
 
     follow: Callable[[Tracer, Call], Sequence[Ids]]
     view: bool = False
     overwrites: bool = False
+    like: int = 0
 
 
-class _Follow(TorchDispatchMode):
+class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sends every operator that runs to the tracer."""
 
     def __init__(self, tracer: Tracer, rules: dict[str, Rule]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tracer, self.rules = tracer, rules
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -228,7 +231,14 @@ class _Follow(TorchDispatchMode):
             path, module = self.tracer.module
             where = f'"{path}" ({type(module).__name__})' if path else type(module).__name__
             raise UnsupportedOp(f"operator {func} in module {where} has no rule in the channel graph")
-        out = func(*args, **kwargs)
+        if not rule.like or not args[0].is_floating_point():
+            out = func(*args, **kwargs)
+        elif name.endswith("_"):
+            out = args[0]
+        elif rule.like == 1:
+            out = torch.empty_like(args[0])
+        else:
+            out = (torch.empty_like(args[0]), *(args[0].new_empty(0) for _ in range(rule.like - 1)))
         self.tracer.record(Call(name, args, kwargs, out), rule)
         return out
 

@@ -58,7 +58,8 @@ def allocate(
         budget: what the pruned network may cost.
         allocation: a name of `ALLOCATIONS`.
         round_to: widths are multiples of this, or the group's full width.
-        floor: the least share of its channels a group keeps, 0 to 1; never fewer than `round_to`.
+        floor: the least share of its channels a group keeps, 0 to 1; never fewer than `round_to`, unless the
+            channels lie beside others (what a padded shortcut adds to a stream), which can all go.
         groups: names of the groups that may shrink; by default those whose removal is exact.
         cost_model: the graph's cost model, where there is one already.
 
@@ -129,8 +130,8 @@ def top(scores: Tensor, count: int) -> Atoms:
 
 
 def _least(group: Group, round_to: int, floor: float) -> int:
-    """Return the least width a group may have: its floor, rounded up to a multiple."""
-    wanted = max(1, int(np.ceil(floor * group.size)))
+    """Return the least width a group may have: its floor, rounded up to a multiple; none where others lie beside."""
+    wanted = max(0 if group.beside_others else 1, int(np.ceil(floor * group.size)))
     return min(group.size, -(-wanted // round_to) * round_to)
 
 

@@ -1,0 +1,59 @@
+"""What `edgewise list` shows: each kind of thing there is, by name, with one line about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+Rows = list[tuple[str, str]]
+
+
+def _models() -> Rows:
+    from edgewise.models import describe
+
+    return describe()
+
+
+def _data() -> Rows:
+    from edgewise.data import names
+
+    return names()
+
+
+def _runtimes() -> Rows:
+    from edgewise.devices import RUNTIMES
+
+    return list(RUNTIMES.items())
+
+
+def _methods() -> Rows:
+    from edgewise.prune import ALLOCATIONS, IMPORTANCES
+    from edgewise.recipe import METHODS, STEPS
+
+    def first_line(thing: object) -> str:
+        return (thing.__doc__ or "").strip().splitlines()[0]
+
+    return [
+        *((f"step: {name}", first_line(config)) for name, config in STEPS.items()),
+        *((f"training method: {name}", first_line(config)) for name, config in METHODS.items()),
+        *((f"importance: {name}", criterion.about) for name, criterion in IMPORTANCES.items()),
+        *((f"allocation: {name}", first_line(function)) for name, function in ALLOCATIONS.items()),
+    ]
+
+
+def _recipes() -> Rows:
+    """List the recipes in the folder `recipes` of the working folder: the first comment of each."""
+    rows = []
+    for path in sorted(Path("recipes").glob("*.toml")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        rows.append((str(path), first.removeprefix("#").strip() if first.startswith("#") else ""))
+    return rows
+
+
+CATALOG: dict[str, Callable[[], Rows]] = {
+    "models": _models,
+    "data": _data,
+    "methods": _methods,
+    "runtimes": _runtimes,
+    "recipes": _recipes,
+}

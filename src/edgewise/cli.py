@@ -1,0 +1,336 @@
+"""The command. It parses, calls, and prints; everything else is imported when a command needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="edgewise",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make vision networks fit devices: prune, quantise, distil, export, prove and measure.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+
+
+# -- commands -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def compress(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/demo.toml.")],
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME by default.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: step.0.epochs=3.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Carry out a recipe: train, prune, quantise, export, measure, report."""
+    from edgewise.recipe import read
+    from edgewise.run import compress as carry_out
+
+    plan = read(recipe, changes or [])
+    with bars(quiet=as_json) as (progress, console):
+        finished = carry_out(plan, out, resume=resume, progress=progress, log=lambda row: console.print(step_line(row)))
+    if as_json:
+        print_json(finished.results)
+    else:
+        print_finished(console, finished)
+    raise typer.Exit(0 if finished.budget_met else 3)
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(help="A model's name, timm:NAME, FILE.py:FUNCTION, or a run folder.")],
+    shape: Annotated[str, typer.Option("--input", help="Channels, height and width.")] = "3x32x32",
+    classes: Annotated[int, typer.Option(min=1, help="How many classes the network tells apart.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Show where the cost of a network sits, layer by layer."""
+    import torch
+
+    from edgewise.cost import CostModel, cost_of
+    from edgewise.graph import trace
+    from edgewise.models import build
+    from edgewise.run import load
+
+    channels, height, width = parse_shape(shape)
+    is_run = Path(model).is_dir()
+    network = load(model) if is_run else build(model, classes=classes, channels=channels, size=height)
+    graph = trace(network, torch.zeros(1, channels, height, width))
+    total, layers = cost_of(graph), CostModel(graph).layers(graph.sizes)
+    groups = [{"name": g.name, "channels": g.size, "inexact": g.inexact} for g in graph.groups]
+    if as_json:
+        print_json({"cost": total.to_dict(), "layers": [vars(layer) for layer in layers], "groups": groups})
+        return
+    from edgewise.report import format_bytes, format_count
+
+    rows = [
+        [row.name, row.kind, format_count(row.params), format_count(row.macs), format_bytes(row.activation_bytes)]
+        for row in layers
+    ]
+    print_table(f"{model} at {shape}", ["layer", "kind", "params", "MACs", "activations"], rows, numbers=3)
+    print(
+        f"{format_count(total.params)} params, {format_count(total.macs)} MACs, {format_bytes(total.weight_bytes)} of "
+        f"weights, {format_bytes(total.peak_activation_bytes)} peak activations, {len(groups)} prunable groups"
+    )
+
+
+@app.command()
+def measure(
+    files: Annotated[list[Path], typer.Argument(help="Artifacts; ratios are to the first.")],
+    runtime: Annotated[str, typer.Option(help="Where they run.")] = "onnxruntime",
+    threads: Annotated[int, typer.Option(help="Threads, each pinned to a core.")] = 1,
+    seconds: Annotated[float, typer.Option(help="For how long, at least.")] = 3.0,
+    shape: Annotated[str | None, typer.Option("--input", help="CxHxW, where the files leave it open.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run artifacts in turn in one fresh process, and compare them with the first."""
+    from edgewise.devices.measure import measure as run_all
+    from edgewise.report import format_bytes, format_seconds
+
+    with bars(quiet=as_json) as (progress, _):
+        found = run_all(
+            files,
+            runtime=runtime,
+            threads=threads,
+            seconds=seconds,
+            input_shape=parse_shape(shape) if shape else None,
+            progress=progress,
+        )
+    if as_json:
+        print_json([{**m.to_dict(), "ratio": m.ratio(found[0])} for m in found])
+        return
+    rows = [
+        [
+            str(path),
+            format_seconds(m.latency_s),
+            f"{m.ratio(found[0]):.2f}x",
+            f"{m.spread:.0%}" + (" noisy" if m.noisy else ""),
+            format_bytes(m.file_bytes),
+            format_bytes(m.resident_bytes),
+        ]
+        for path, m in zip(files, found, strict=True)
+    ]
+    title = f"{runtime} {found[0].version}, {threads} thread(s), batch 1, {found[0].cpu}"
+    print_table(title, ["file", "latency", "speed", "spread", "size", "memory"], rows, numbers=5)
+
+
+@app.command()
+def check(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
+    """Verify a run folder again: fingerprints, equality, accuracy."""
+    from edgewise.check import check as verify
+    from edgewise.check import passed
+
+    done = []
+    for item in verify(run):
+        done.append(item)
+        if not as_json:
+            mark = "ok    " if item.passed else "FAILED"
+            print(f"{mark} {item.name}: {item.value:.3g} {item.unit} (limit {item.limit:.3g}) {item.detail}")
+    if as_json:
+        print_json([vars(item) for item in done])
+    passed(done)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    html: Annotated[Path | None, typer.Option(help="Write the comparison as one page.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show runs side by side, with the Pareto front of accuracy, size and latency."""
+    from edgewise import report
+
+    rows = report.compare(runs)
+    if html is not None:
+        report.write_comparison(runs, html)
+    if as_json:
+        print_json(rows)
+        return
+    cells = [
+        [
+            str(row["run"]),
+            dash(row["accuracy"], lambda v: f"{v:.2%}"),
+            dash(row["file_bytes"], report.format_bytes),
+            dash(row["latency_s"], report.format_seconds),
+            dash(row["macs"], report.format_count),
+            "*" if row["pareto"] else "",
+        ]
+        for row in rows
+    ]
+    print_table("", ["run", "accuracy", "file", "latency", "MACs", "Pareto"], cells, numbers=5)
+
+
+@app.command("list")
+def list_names(
+    what: Annotated[str, typer.Argument(help="models, data, methods, runtimes or recipes.")],
+    as_json: Json = False,
+) -> None:
+    """List what there is: models, data, methods, runtimes or recipes."""
+    from edgewise.catalog import CATALOG
+    from edgewise.errors import UnknownName, nearest
+
+    if what not in CATALOG:
+        raise UnknownName(f'"{what}" is no list; {nearest(what, CATALOG)}')
+    rows = CATALOG[what]()
+    if as_json:
+        print_json([{"name": name, "about": about} for name, about in rows])
+    else:
+        print_table("", [what, ""], [list(row) for row in rows])
+
+
+# -- printing -------------------------------------------------------------------------------------------------------
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def dash(value: Any, form: Callable[[Any], str]) -> str:
+    """Format a value, or a dash where it is not known."""
+    return "-" if value is None else form(value)
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]], numbers: int = 0) -> None:
+    """Print a table; its last `numbers` columns are right-aligned."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title) or None, box=box.SIMPLE, title_justify="left")
+    for position, column in enumerate(columns):
+        right = position >= len(columns) - numbers
+        table.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    Console().print(table)
+
+
+def step_line(row: dict[str, Any]) -> str:
+    """Say in one line what a step left."""
+    from edgewise.report import format_bytes, format_count, format_seconds
+
+    parts = [
+        f"{row['step']:<14}",
+        f"accuracy {dash(row['accuracy'], lambda v: f'{v:.2%}')}",
+        f"{format_count(row['params'])} params",
+        f"{format_count(row['macs'])} MACs",
+        f"file {format_bytes(row['file_bytes'])}" if row["file_bytes"] else "",
+        f"latency {format_seconds(row['latency_s'])}" if row["latency_s"] else "",
+        f"in {row['seconds']:.0f} s",
+    ]
+    return "  ".join(part for part in parts if part) + "".join(f"\n    note: {note}" for note in row["notes"])
+
+
+def print_finished(console: Console, finished: Any) -> None:
+    """Print what came out, against the dense network and the budget."""
+    from edgewise.report import format_bytes, format_seconds
+
+    small, dense = finished.results["compressed"], finished.results["rows"][0]
+    lines = []
+    if small["file_bytes"] and dense["file_bytes"]:
+        share = small["file_bytes"] / dense["file_bytes"]
+        lines.append(f"file      {format_bytes(small['file_bytes'])}, {share:.1%} of the dense float file")
+    if small["speedup"]:
+        lines.append(f"latency   {format_seconds(small['latency_s'])}, {small['speedup']:.2f}x the dense speed")
+    if small["drop_pt"] is not None:
+        lines.append(f"accuracy  {small['accuracy']:.2%}, {-small['drop_pt']:+.2f} points")
+    for name, limit in (finished.results["budget"] or {}).items():
+        state = "met" if limit["met"] else "MISSED"
+        value = dash(limit["value"], lambda v: f"{v:.6g}")
+        lines.append(f"budget    {name}: {state}, {value} of {limit['limit']:.6g} {limit['unit']}")
+    lines += [f"report    {finished.folder / 'report.html'}", f"run       {finished.folder}"]
+    console.print("\n".join(lines), markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def bars(*, quiet: bool) -> Iterator[tuple[Callable[[str, int, int], None] | None, Console]]:
+    """Draw progress bars on stderr for whatever lasts longer than a second; give the console beside them."""
+    from time import monotonic
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=quiet, soft_wrap=True, highlight=False, quiet=quiet, markup=False)
+    if quiet:
+        yield None, console
+        return
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as drawn:
+        tasks: dict[str, Any] = {}
+        begun: dict[str, float] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            begun.setdefault(what, monotonic())
+            if what not in tasks and done < total and monotonic() - begun[what] > 1:
+                tasks[what] = drawn.add_task(what, total=total)
+            if what in tasks:
+                drawn.update(tasks[what], completed=done, total=total)
+            if done >= total:
+                begun.pop(what)
+                if what in tasks:
+                    drawn.remove_task(tasks.pop(what))
+
+        yield progress, drawn.console
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Read an input shape such as 3x32x32."""
+    from edgewise.errors import UserError
+
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f'--input "{text}": write channels, height and width as 3x32x32')
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width
+
+
+# -- the end of the line --------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Run the command: errors of the user's become one line and exit code 2."""
+    import errno
+
+    from edgewise.errors import EdgewiseError
+
+    try:
+        app()
+    except EdgewiseError as error:
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        fail("interrupted; go on with --resume", 130)
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            fail(f"the disk is full: {error.filename or error.strerror}", 2)
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EISDIR, errno.ENOTDIR):
+            fail(f"{error.filename}: {error.strerror}", 2)
+        raise
+
+
+def fail(message: str, code: int) -> None:
+    """Print one line on stderr and leave."""
+    print(f"edgewise: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

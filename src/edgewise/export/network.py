@@ -1,0 +1,98 @@
+"""A network as two files without code: its tensors, and the structure that holds them.
+
+`model.safetensors` holds parameters and buffers; `structure.json` the builder's name and options and, for a pruned
+network, the attributes in which it differs from what the builder makes. Together they are the network again, in a
+process that never saw the original. A network of the user's own file travels with a copy of that file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from edgewise import models
+from edgewise.errors import ModelError
+from edgewise.files import canonical_json, read_json, write_bytes
+from edgewise.graph.surgery import Attributes, record, restore
+
+STRUCTURE, TENSORS, SOURCE = "structure.json", "model.safetensors", "builder.py"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Builder:
+    """How a network is made: the arguments of `edgewise.models.build`."""
+
+    model: str
+    classes: int
+    channels: int
+    size: int
+    width: float = 1.0
+
+    def build(self) -> nn.Module:
+        """Make the network, with the initialisation of the global random state."""
+        return models.build(self.model, classes=self.classes, channels=self.channels, size=self.size, width=self.width)
+
+
+def save(model: nn.Module, builder: Builder, folder: Path) -> Path:
+    """Write a network to a folder.
+
+    Args:
+        model: what `builder` makes, or what surgery made of that.
+        builder: how the unpruned network is made.
+        folder: exists; gets `model.safetensors`, `structure.json` and, for a file of the user's, `builder.py`.
+    """
+    from safetensors.torch import save as to_bytes
+
+    source, colon, function = builder.model.rpartition(":")
+    if colon and source.endswith(".py"):
+        write_bytes(folder / SOURCE, Path(source).read_bytes())
+        builder = replace(builder, model=f"{SOURCE}:{function}")
+    structure = {"format": FORMAT, "builder": asdict(builder), "attributes": _attributes(model, folder, builder)}
+    write_bytes(folder / TENSORS, to_bytes(_tensors(model)))
+    write_bytes(folder / STRUCTURE, canonical_json(structure))
+    return folder
+
+
+def load(folder: Path) -> nn.Module:
+    """Read a network back from a folder that `save` wrote, in evaluation mode.
+
+    Raises:
+        ModelError: a file is missing or unreadable, or the tensors do not fit the structure.
+
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        structure = read_json(folder / STRUCTURE)
+        tensors = load_file(folder / TENSORS)
+        builder = Builder(**structure["builder"])
+        attributes: Attributes = structure["attributes"]
+    except FileNotFoundError as error:
+        raise ModelError(f"{error.filename}: no such file; a network is {STRUCTURE} and {TENSORS}") from error
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder}: not a network edgewise wrote ({error})") from error
+    return restore(_original(builder, folder), attributes, tensors).eval()
+
+
+def _original(builder: Builder, folder: Path) -> nn.Module:
+    """Make the builder's network without disturbing the global random state."""
+    if builder.model.startswith(f"{SOURCE}:"):
+        builder = replace(builder, model=f"{folder / SOURCE}:{builder.model.rpartition(':')[2]}")
+    with torch.random.fork_rng(devices=[]):
+        return builder.build()
+
+
+def _attributes(model: nn.Module, folder: Path, builder: Builder) -> Attributes:
+    return record(model, _original(builder, folder))
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """List parameters and buffers, a shared one once, each with memory of its own."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in named}

@@ -1,0 +1,273 @@
+"""The recipe: a TOML file becomes one frozen, validated value, or one line that says what is wrong and where.
+
+The steps' settings are the plain dataclasses that live beside their methods; this module lists them, checks keys and
+types (pydantic, strictly) and the order of the steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from edgewise.budget import Limits
+from edgewise.distill.logits import Distill
+from edgewise.errors import RecipeError, nearest
+from edgewise.prune.structured import Prune
+from edgewise.quantize.static import Quantize
+from edgewise.train.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainConfig):
+    """A training step: how to train, and the methods that act meanwhile, in their order."""
+
+    method: tuple[Distill, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write the artifact that is shipped, and prove it equal to the network."""
+
+    kind: Literal["export"] = "export"
+    format: Literal["onnx"] = "onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Run the artifact and the dense float network in turn, in one fresh process, and keep every sample.
+
+    Args:
+        runtime: where they run.
+        threads: how many threads it may use, each pinned to a core.
+        seconds: for how long, at least.
+    """
+
+    kind: Literal["measure"] = "measure"
+    runtime: Literal["onnxruntime"] = "onnxruntime"
+    threads: int = 1
+    seconds: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"threads = {self.threads}: at least 1")
+        if not 0 < self.seconds <= 600:
+            raise ValueError(f"seconds = {self.seconds}: more than 0, at most 600")
+
+
+Step = Train | Prune | Quantize | Export | Measure
+STEPS: dict[str, type[Any]] = {
+    "train": Train,
+    "prune": Prune,
+    "quantize": Quantize,
+    "export": Export,
+    "measure": Measure,
+}
+METHODS: dict[str, type[Any]] = {"distill": Distill}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to do to which network on which data.
+
+    Args:
+        model: a name of `edgewise list models`, ``timm:NAME`` or ``FILE.py:FUNCTION``.
+        data: ``fashion-mnist``, ``cifar10``, ``cifar100``, ``pack:FOLDER`` or ``folder:PATH``.
+        name: of the run's default folder; the file's name unless it is given.
+        weights: a file of trained weights to start from.
+        seed: of everything random.
+        width: multiplies the channels of the reference networks.
+        size: side in pixels that images are resized to; by default their own.
+        held: share of the training split that is held out for every choice a method makes.
+        device: where training runs: "cpu", "cuda", or "auto" for the accelerator if there is one.
+        budget: limits that the result is held against.
+        step: what is done, in order.
+    """
+
+    model: str
+    data: str
+    step: tuple[Annotated[Step, Field(discriminator="kind")], ...]
+    name: str = "run"
+    weights: str | None = None
+    seed: int = 0
+    width: float = 1.0
+    size: int | None = None
+    held: float = 0.05
+    device: str = "auto"
+    budget: Limits | None = None
+
+    def __post_init__(self) -> None:
+        if not self.step:
+            raise ValueError("a recipe needs at least one [[step]]")
+        if not 0 <= self.seed < 1 << 31:
+            raise ValueError(f"seed = {self.seed}: 0 to 2147483647")
+        if not self.width > 0:
+            raise ValueError(f"width = {self.width}: more than 0")
+        if self.size is not None and self.size < 8:
+            raise ValueError(f"size = {self.size}: at least 8 pixels")
+        if not 0 < self.held < 1:
+            raise ValueError(f"held = {self.held}: a share between 0 and 1")
+        if self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name or self.name != self.name.strip():
+            raise ValueError(f"name = {self.name!r}: it becomes a folder, so no slashes, dots alone or spaces around")
+
+    @property
+    def dense_at(self) -> int:
+        """How many steps come before the first that changes the network's structure or precision."""
+        kinds = [step.kind for step in self.step]
+        return next((i for i, kind in enumerate(kinds) if kind != "train"), len(kinds))
+
+
+def read(path: Path, changes: Iterable[str] = ()) -> Recipe:
+    """Read a recipe from a TOML file.
+
+    Args:
+        path: the file; paths inside it are relative to the working folder.
+        changes: settings that replace the file's, such as ``step.0.epochs=3``.
+
+    Raises:
+        RecipeError: the file is missing or no TOML, a key is unknown, a value has the wrong type, unit or range, or
+            the steps are in an impossible order. The message is one line with the key's path.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path}: no such recipe") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: no valid TOML: {error}") from error
+    for change in changes:
+        _set(table, change)
+    table.setdefault("name", path.stem)
+    return parse(table, str(path))
+
+
+def parse(table: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """Validate a recipe that was read into a table; `source` begins the errors' messages."""
+    _check_keys(table, Recipe, "", source)
+    try:
+        recipe = _adapter().validate_json(json.dumps(table, default=str), strict=True)
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {_describe(error)}") from None
+    _check_order(recipe, source)
+    return recipe
+
+
+@cache
+def _adapter() -> TypeAdapter[Recipe]:
+    return TypeAdapter(Recipe)
+
+
+def to_toml(recipe: Recipe) -> str:
+    """Write a recipe with every default spelt out; reading it back gives the same recipe."""
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(dataclasses.asdict(recipe)))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None and item != ()}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value
+
+
+# -- what may go wrong ----------------------------------------------------------------------------------------------
+
+
+def _set(table: dict[str, Any], change: str) -> None:
+    """Apply one ``path=value`` to a table; the value is read as TOML, or else taken as text."""
+    path, equals, text = change.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f'--set "{change}": write it as step.0.epochs=3')
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    place: Any = table
+    for position, key in enumerate(keys[:-1]):
+        try:
+            place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
+        except (ValueError, IndexError):
+            within, count = ".".join(keys[:position]), len(place)
+            raise RecipeError(f'--set "{change}": {within} has the entries 0 to {count - 1}, not "{key}"') from None
+        if not isinstance(place, dict | list):
+            raise RecipeError(f'--set "{change}": {".".join(keys[: position + 1])} is a value, not a table')
+    if isinstance(place, list):
+        raise RecipeError(f'--set "{change}": name a key of {".".join(keys[:-1])}.{keys[-1]}')
+    place[keys[-1]] = value
+
+
+def _check_keys(table: Any, config: type[Any], path: str, source: str) -> None:
+    """Refuse keys that a table's dataclass does not have; values are pydantic's to check."""
+    if not isinstance(table, Mapping):
+        return
+    hints = get_type_hints(config)
+    known = [field.name for field in dataclasses.fields(config)]
+    for key, value in table.items():
+        where = f"{path}{key}"
+        if key not in known:
+            raise RecipeError(f'{source}: unknown key "{where}"; {nearest(key, known)}')
+        if key in ("step", "method") and isinstance(value, list):
+            kinds = STEPS if key == "step" else METHODS
+            for position, item in enumerate(value):
+                _check_kind(item, kinds, f"{where}.{position}", source)
+        elif (nested := _dataclass_in(hints[key])) is not None:
+            _check_keys(value, nested, f"{where}.", source)
+
+
+def _check_kind(item: Any, kinds: dict[str, type[Any]], path: str, source: str) -> None:
+    if not isinstance(item, Mapping):
+        raise RecipeError(f"{source}: {path} is {item!r}, it must be a table")
+    kind = item.get("kind")
+    if kind is None:
+        raise RecipeError(f"{source}: {path} has no kind; known: {', '.join(sorted(kinds))}")
+    if kind not in kinds:
+        raise RecipeError(f'{source}: {path}.kind = "{kind}" is unknown; {nearest(str(kind), kinds)}')
+    _check_keys(item, kinds[kind], f"{path}.", source)
+
+
+def _dataclass_in(hint: Any) -> type[Any] | None:
+    if dataclasses.is_dataclass(hint):
+        return hint if isinstance(hint, type) else None
+    return next((t for t in get_args(hint) if dataclasses.is_dataclass(t) and isinstance(t, type)), None)
+
+
+def _describe(error: ValidationError) -> str:
+    """Say in one line what pydantic found first."""
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"] if part not in STEPS]  # the union's tag is not part of the path
+    path = ".".join(parts)
+    if first["type"] == "missing":
+        return f'the key "{path}" is missing'
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    message = message[:1].lower() + message[1:]
+    return (
+        f"{path} = {json.dumps(first['input'], default=str)}: {message.replace('Input', 'it').replace('input', 'it')}"
+    )
+
+
+def _check_order(recipe: Recipe, source: str) -> None:
+    """Refuse steps that cannot follow one another."""
+    quantized = artifact = False
+    for position, step in enumerate(recipe.step):
+        where = f"{source}: step.{position} ({step.kind})"
+        if quantized and isinstance(step, Train | Prune | Quantize):
+            raise RecipeError(f"{where} comes after quantize: train and prune before the network is quantised")
+        if isinstance(step, Measure) and not artifact:
+            raise RecipeError(f"{where} has nothing to measure: put a quantize or export step before it")
+        if isinstance(step, Train) and step.method and position < recipe.dense_at:
+            raise RecipeError(f"{where} distils from this run's dense network: put it after the prune step")
+        quantized |= isinstance(step, Quantize)
+        artifact = isinstance(step, Quantize | Export) or (artifact and not isinstance(step, Train | Prune))

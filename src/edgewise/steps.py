@@ -1,0 +1,296 @@
+"""The steps of a recipe: each takes a network from one folder and leaves the next one in another.
+
+A step's folder holds the network (`model.safetensors`, `structure.json`), the artifact where there is one
+(`model.onnx`), and `result.json`: the step's row, checks, curve and notes. Networks pass from step to step through
+these files only, so a resumed run sees exactly what an undisturbed one sees.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgewise.cost import cost_of
+from edgewise.data import Dataset, Split, normalize
+from edgewise.devices.measure import measure
+from edgewise.distill.logits import LogitDistillation
+from edgewise.export import network
+from edgewise.export.network import Builder
+from edgewise.export.onnx import export
+from edgewise.export.verify import Check, compare_float, compare_int8, compare_networks, outputs, require
+from edgewise.files import read_json, write_json
+from edgewise.graph import silence, trace
+from edgewise.prune.structured import Prune, prune
+from edgewise.quantize.static import Quantize, quantize_static, weight_bytes
+from edgewise.recipe import Export, Measure, Recipe, Train
+from edgewise.tasks.classification import Classification
+from edgewise.train import TrainingMethod, evaluate, fit, recalibrate
+from edgewise.train.randomness import mixed_seed
+
+Progress = Callable[[str, int, int], None] | None
+ARTIFACT = "model.onnx"
+CHECKED_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every step of a run shares.
+
+    Args:
+        recipe: what is done.
+        folder: the run's.
+        data: the images, normalised and augmented as `task` says.
+        builder: how the unpruned network is made.
+        device: where training and evaluation run.
+        progress: is told (what, done, total).
+    """
+
+    recipe: Recipe
+    folder: Path
+    data: Dataset
+    builder: Builder
+    device: torch.device
+    progress: Progress = None
+
+    @property
+    def example(self) -> Tensor:
+        """An input of the right shape, zeros ``[1, C, H, W]``."""
+        return torch.zeros(1, *self.data.input_shape)
+
+    def task(self, config: Train | None = None) -> Classification:
+        """What the network learns; a training step adds its augmentation and smoothing."""
+        base = {"mean": self.data.mean, "std": self.data.std, "classes": len(self.data.classes)}
+        if config is None:
+            return Classification(**base)
+        return Classification(
+            **base,
+            label_smoothing=config.label_smoothing,
+            augment=config.augment,
+            cutout_size=config.cutout_size,
+            mixup_alpha=config.mixup_alpha,
+        )
+
+    def inputs(self, split: Split, count: int | None = None) -> Tensor:
+        """Return the first images of a split as the network sees them, float32 ``[N, C, H, W]``."""
+        return normalize(split.images[:count], self.data.mean, self.data.std)
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Return the accuracy on the test split, a fraction. It is reported and decides nothing."""
+        return evaluate(model, self.task(), self.data.test, device=self.device)
+
+    def artifact_accuracy(self, path: Path) -> float:
+        """Return the accuracy of an ONNX file on the test split, a fraction."""
+        logits = torch.cat([outputs(path, self.inputs(part)) for part in _parts(self.data.test)])
+        return self.task().metric(logits, self.data.test.labels.cpu())
+
+
+def _parts(split: Split, size: int = 2048) -> list[Split]:
+    """Cut a split into pieces that fit in memory as floats."""
+    return [Split(split.images[i : i + size], split.labels[i : i + size]) for i in range(0, len(split), size)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a step reads and writes.
+
+    Args:
+        index: the step's, counted from 0.
+        before: the folder with the network as it is.
+        after: the folder the step fills.
+        dense: the folder of this run's dense network; None while it is being trained.
+    """
+
+    index: int
+    before: Path
+    after: Path
+    dense: Path | None
+
+
+Result = dict[str, Any]
+
+
+def row(context: Context, model: nn.Module, **figures: Any) -> dict[str, Any]:
+    """Return a row of results.json: the network's static cost and what else was found."""
+    cost = cost_of(trace(model, context.example)).to_dict()
+    unknown = dict.fromkeys(("file_bytes", "latency_s", "resident_bytes"))
+    return {"accuracy": context.accuracy(model), **cost, **unknown, **figures}
+
+
+def _train(context: Context, place: Place, config: Train) -> Result:
+    """Train, with the recipe's methods; an interrupted training goes on at its last epoch."""
+    losses: list[float] = []
+    model = fit(
+        network.load(place.before),
+        context.task(config),
+        context.data.train,
+        config,
+        methods=[_method(context, place, method) for method in config.method],
+        seed=mixed_seed(context.recipe.seed, place.index),
+        device=context.device,
+        progress=context.progress,
+        checkpoint=place.after / "checkpoint",
+        log=losses.append,
+    )
+    shutil.rmtree(place.after / "checkpoint", ignore_errors=True)
+    network.save(model, context.builder, place.after)
+    curve = {"epoch": list(range(1, len(losses) + 1)), "loss": losses}
+    return {"row": row(context, model), "curve": curve}
+
+
+def _method(context: Context, place: Place, config: Any) -> TrainingMethod:
+    """Make the method that a training step's table asks for."""
+    assert place.dense is not None  # the recipe's order was checked
+    return LogitDistillation(network.load(place.dense).to(context.device), config)
+
+
+def _prune(context: Context, place: Place, config: Prune) -> Result:
+    """Remove channels, prove the shrunk network equal to the silenced one, mend the BatchNorm statistics."""
+    model = network.load(place.before)
+    pruned = prune(model, context.example, config, seed=mixed_seed(context.recipe.seed, place.index))
+    notes = [f'the width of "{name}" is written into the forward, so it stayed' for name in pruned.rigid]
+    checks: list[Check] = []
+    inexact = [g.name for g in pruned.graph.groups if g.name in pruned.keep and not g.exact]
+    if inexact:
+        notes.append(f"removal is inexact, so not checked for equality: {', '.join(inexact)}")
+    else:
+        silent = silence(model, pruned.graph, pruned.keep)
+        images = context.inputs(context.data.held, CHECKED_IMAGES)
+        checks = [compare_networks(pruned.model, silent, images, name="shrunk equals silenced")]
+        require(checks)
+    small = pruned.model
+    if config.recalibrate:
+        small = recalibrate(small, context.task(), context.data.train, images=config.recalibrate, device=context.device)
+    network.save(small, context.builder, place.after)
+    widths = {g.name: [len(pruned.keep.get(g.name, range(g.size))), g.size] for g in pruned.graph.groups}
+    kept = {name: index.tolist() for name, index in pruned.keep.items()}
+    return {"row": row(context, small), "checks": _dicts(checks), "notes": notes, "widths": widths, "keep": kept}
+
+
+def _quantize(context: Context, place: Place, config: Quantize) -> Result:
+    """Turn the network into an int8 artifact, calibrated on training images."""
+    model = network.load(place.before)
+    network.save(model, context.builder, place.after)
+    generator = torch.Generator().manual_seed(mixed_seed(context.recipe.seed, place.index))
+    chosen = torch.randperm(len(context.data.train), generator=generator)[: config.calibration]
+    split = Split(context.data.train.images.cpu()[chosen], context.data.train.labels.cpu()[chosen])
+    float_file = export(model, context.example, place.after / "float.onnx")
+    artifact = quantize_static(
+        float_file, place.after / ARTIFACT, context.inputs(split), config, progress=context.progress
+    )
+    float_file.unlink()
+    checks = compare_int8(model, artifact, context.inputs(context.data.held, CHECKED_IMAGES))
+    require(checks)
+    base = row(context, model)
+    figures = {
+        "accuracy": context.artifact_accuracy(artifact),
+        "weight_bytes": weight_bytes(artifact),
+        "peak_activation_bytes": base["peak_activation_bytes"] // 4,  # activations are U8 where they were float32
+        "activation_bytes": base["activation_bytes"] // 4,
+        "file_bytes": artifact.stat().st_size,
+    }
+    return {"row": {**base, **figures}, "checks": _dicts(checks), "artifact": {"precision": "int8"}}
+
+
+def _export(context: Context, place: Place, config: Export) -> Result:
+    """Write the artifact, or take over the quantised one, and prove it equal to the network."""
+    model = network.load(place.before)
+    network.save(model, context.builder, place.after)
+    quantized = place.before / ARTIFACT
+    images = context.inputs(context.data.held, CHECKED_IMAGES)
+    if quantized.exists():
+        artifact = Path(shutil.copyfile(quantized, place.after / ARTIFACT))
+        before = read_result(place.before)
+        checks, precision = compare_int8(model, artifact, images), before["artifact"]["precision"]
+        figures = {k: before["row"][k] for k in ("accuracy", "weight_bytes", "peak_activation_bytes")}
+        figures["activation_bytes"] = before["row"]["activation_bytes"]
+    else:
+        artifact = export(model, context.example, place.after / ARTIFACT)
+        checks, precision, figures = [compare_float(model, artifact, images)], "float32", {}
+    require(checks)
+    figures["file_bytes"] = artifact.stat().st_size
+    return {
+        "row": {**row(context, model), **figures},
+        "checks": _dicts(checks),
+        "artifact": {"precision": precision},
+    }
+
+
+def _measure(context: Context, place: Place, config: Measure) -> Result:
+    """Measure the artifact beside the dense float network, in one fresh process."""
+    assert place.dense is not None  # the recipe's order was checked
+    for path in place.before.iterdir():
+        if path.name != "result.json":
+            shutil.copyfile(path, place.after / path.name)
+    before = read_result(place.before)
+    dense, ours = measure(
+        [place.dense / ARTIFACT, place.after / ARTIFACT],
+        runtime=config.runtime,
+        threads=config.threads,
+        seconds=config.seconds,
+        input_shape=context.data.input_shape,
+        progress=context.progress,
+    )
+    notes = [
+        f"the latency of the {label} network is noisy: its spread is {m.spread:.0%} (limit 25%)"
+        for label, m in (("dense", dense), ("compressed", ours))
+        if m.noisy
+    ]
+    measurements = [{**dense.to_dict(), "artifact": "dense/model.onnx"}, {**ours.to_dict(), "artifact": ARTIFACT}]
+    figures = {"latency_s": ours.latency_s, "resident_bytes": ours.resident_bytes}
+    return {
+        "row": {**before["row"], **figures},
+        "notes": notes,
+        "measurements": measurements,
+        "artifact": before["artifact"],
+    }
+
+
+def _dicts(checks: list[Check]) -> list[dict[str, Any]]:
+    return [asdict(check) for check in checks]
+
+
+RUN_STEP: dict[str, Callable[[Context, Place, Any], Result]] = {
+    "train": _train,
+    "prune": _prune,
+    "quantize": _quantize,
+    "export": _export,
+    "measure": _measure,
+}
+
+
+def run_step(context: Context, place: Place) -> Result:
+    """Run one step into its folder and write its result there."""
+    started = time.perf_counter()
+    config = context.recipe.step[place.index]
+    result = {"checks": [], "notes": [], **RUN_STEP[config.kind](context, place, config)}
+    result["seconds"] = time.perf_counter() - started
+    write_json(place.after / "result.json", result)
+    return result
+
+
+def dense_reference(context: Context, before: Path, after: Path) -> Result:
+    """Export the dense float network: what everything later is compared with."""
+    started = time.perf_counter()
+    model = network.load(before)
+    network.save(model, context.builder, after)
+    artifact = export(model, context.example, after / ARTIFACT)
+    checks = [compare_float(model, artifact, context.inputs(context.data.held, CHECKED_IMAGES))]
+    require(checks)
+    figures = {"file_bytes": artifact.stat().st_size}
+    result = {"row": row(context, model, **figures), "checks": _dicts(checks), "notes": []}
+    result["seconds"] = time.perf_counter() - started
+    write_json(after / "result.json", result)
+    return result
+
+
+def read_result(folder: Path) -> Result:
+    """Read what a step left behind."""
+    result: Result = read_json(folder / "result.json")
+    return result

@@ -1,0 +1,245 @@
+"""Every rule by hand: which channels a small network has, and that removing half of them is exact."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgewise.graph import shrink, silence, trace
+from edgewise.graph.rules import RULES, reshape_factor
+
+
+class Net(nn.Module):
+    """A stem that makes 8 channels, something in the middle, and a head that reads what comes out."""
+
+    def __init__(self, middle: Callable[[nn.Module, Tensor], Tensor], head: nn.Module, **layers: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.layers = nn.ModuleDict(layers)
+        self.middle = middle
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.middle(self.layers, self.stem(x)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the groups that follow by hand: channels by name, and which of them are inexact."""
+
+    rule: str
+    middle: Callable[[nn.Module, Tensor], Tensor]
+    groups: dict[str, int]
+    head: Callable[[], nn.Module] = lambda: nn.Conv2d(8, 5, 1)
+    layers: Callable[[], dict[str, nn.Module]] = field(default=dict)
+    inexact: tuple[str, ...] = ()
+    name: str = ""
+
+
+def conv(i: int, o: int, k: int = 1, **options: int) -> nn.Conv2d:
+    return nn.Conv2d(i, o, k, **options)
+
+
+CASES = [
+    Case("convolution", lambda m, x: m["a"](x), {"stem": 8, "layers.a": 8}, layers=lambda: {"a": conv(8, 8, 3)}),
+    Case(
+        "convolution",
+        lambda m, x: m["a"](x),  # depthwise: its channels are its input's
+        {"stem": 8},
+        layers=lambda: {"a": conv(8, 8, 3, groups=8)},
+        name="depthwise",
+    ),
+    Case(
+        "convolution",
+        lambda m, x: m["a"](x),  # two outputs for each input channel: they go with it
+        {"stem": 8},
+        head=lambda: conv(16, 5),
+        layers=lambda: {"a": conv(8, 16, 3, groups=8)},
+        name="depthwise multiplier",
+    ),
+    Case(
+        "convolution",
+        lambda m, x: m["a"](x),  # two groups of four: the same offset of both goes
+        {"stem": 4, "layers.a": 3},
+        head=lambda: conv(6, 5),
+        layers=lambda: {"a": conv(8, 6, 3, groups=2)},
+        name="grouped",
+    ),
+    Case(
+        "convolution",
+        lambda m, x: m["a"](x),
+        {"stem": 8, "layers.a": 6},
+        head=lambda: conv(6, 5),
+        layers=lambda: {"a": nn.ConvTranspose2d(8, 6, 2, stride=2)},
+        name="transposed",
+    ),
+    Case(
+        "convolution",
+        lambda m, x: m["a"](x),
+        {"stem": 4, "layers.a": 3},
+        head=lambda: conv(6, 5),
+        layers=lambda: {"a": nn.ConvTranspose2d(8, 6, 2, groups=2)},
+        name="transposed grouped",
+    ),
+    Case(
+        "matmul",
+        lambda m, x: m["b"](F.relu(m["a"](x.mean((2, 3))))),
+        {"stem": 8, "layers.a": 6, "layers.b": 4},
+        head=lambda: nn.Linear(4, 5),
+        layers=lambda: {"a": nn.Linear(8, 6), "b": nn.Linear(6, 4, bias=False)},
+    ),
+    Case(
+        "matmul",
+        lambda m, x: (t := x.flatten(2)) @ t.transpose(1, 2),  # no weight reads what is contracted
+        {},
+        head=lambda: nn.Linear(8, 5),
+        name="activations",
+    ),
+    Case("batch_norm", lambda m, x: m["a"](x), {"stem": 8}, layers=lambda: {"a": nn.BatchNorm2d(8)}),
+    Case(
+        "layer_norm",
+        lambda m, x: m["b"](m["a"](x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2),
+        {"stem": 8, "layers.b": 8},
+        layers=lambda: {"a": nn.LayerNorm(8), "b": nn.Linear(8, 8)},
+        inexact=("stem",),
+    ),
+    Case(
+        "group_norm",
+        lambda m, x: m["a"](x),
+        {"stem": 4},
+        layers=lambda: {"a": nn.GroupNorm(2, 8)},
+        inexact=("stem",),
+    ),
+    Case("pointwise", lambda m, x: F.gelu(x) * torch.sigmoid(x) + 1, {"stem": 8}),
+    Case(
+        "pointwise",
+        lambda m, x: x + m["a"](x),  # a residual: both make the same channels
+        {"stem": 8},
+        layers=lambda: {"a": conv(8, 8, 3, padding=1)},
+        name="residual",
+    ),
+    Case(
+        "pointwise",
+        lambda m, x: x * torch.sigmoid(m["b"](F.relu(m["a"](x.mean((2, 3), keepdim=True))))),
+        {"stem": 8, "layers.a": 4},
+        layers=lambda: {"a": conv(8, 4), "b": conv(4, 8)},
+        name="gate",
+    ),
+    Case(
+        "pointwise",
+        lambda m, x: x * torch.arange(8.0, dtype=x.dtype, device=x.device).view(1, 8, 1, 1),
+        {},  # a constant made in the forward has its eight numbers: they cannot shrink
+        name="constant",
+    ),
+    Case("pointwise", lambda m, x: x * x.mean((1, 2, 3), keepdim=True), {"stem": 8}, inexact=("stem",), name="scalar"),
+    Case("reduction", lambda m, x: x.mean((2, 3), keepdim=True), {"stem": 8}),
+    Case("reduction", lambda m, x: x * x.amax(1, keepdim=True), {"stem": 8}, inexact=("stem",), name="channels"),
+    Case("reduction", lambda m, x: x.sum((2, 3)), {"stem": 8}, head=lambda: nn.Linear(8, 5), name="no keepdim"),
+    Case("windows", lambda m, x: F.avg_pool2d(F.max_pool2d(x, 2), 2), {"stem": 8}),
+    Case("same", lambda m, x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), {"stem": 8}),
+    Case("same", lambda m, x: x.detach(), {"stem": 8}, name="alias"),
+    Case(
+        "restride",
+        lambda m, x: m["a"](x.contiguous(memory_format=torch.channels_last)),
+        {"stem": 8},
+        layers=lambda: {"a": nn.AdaptiveAvgPool2d(1)},
+    ),
+    Case("reshape", lambda m, x: x.flatten(1), {"stem": 8}, head=lambda: nn.Linear(8 * 64, 5)),
+    Case(
+        "reshape",
+        lambda m, x: x.view(2, 2, x.shape[1] // 2, 8, 8).transpose(1, 2).reshape(2, -1, 8, 8),
+        {},  # ShuffleNet's shuffle: with other widths its cut would fall between other channels
+        name="shuffle",
+    ),
+    Case(
+        "permute",
+        lambda m, x: m["a"](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+        {"stem": 8, "layers.a": 8},
+        layers=lambda: {"a": nn.Linear(8, 8)},
+    ),
+    Case(
+        "transpose",
+        lambda m, x: m["a"](x.transpose(1, 3)).transpose(1, 3),
+        {"stem": 8, "layers.a": 8},
+        layers=lambda: {"a": nn.Linear(8, 8)},
+    ),
+    Case("expand", lambda m, x: x + x.mean((2, 3), keepdim=True).expand(-1, -1, 8, 8), {"stem": 8}),
+    Case("slice_dim", lambda m, x: x[:, :, ::2, ::2], {"stem": 8}),
+    Case("slice_dim", lambda m, x: x[:, :4], {}, head=lambda: conv(4, 5), name="channels"),
+    Case("select", lambda m, x: x[:, :, 0], {"stem": 8}, head=lambda: nn.Conv1d(8, 5, 1)),
+    Case("select", lambda m, x: x[:, 0], {}, head=lambda: nn.Linear(8, 5), name="channel"),
+    Case("split", lambda m, x: torch.cat(x.split(4, dim=2), dim=3), {"stem": 8}),
+    Case("split", lambda m, x: (p := x.split(4, dim=1))[0] * p[1], {}, head=lambda: conv(4, 5), name="channels"),
+    Case("unbind", lambda m, x: sum(x.unbind(2)), {"stem": 8}, head=lambda: nn.Conv1d(8, 5, 1)),
+    Case("unbind", lambda m, x: sum(x.unbind(1)), {}, head=lambda: nn.Linear(8, 5), name="channels"),
+    Case(
+        "concatenate",
+        lambda m, x: torch.cat([x, m["a"](x)], 1),
+        {"stem": 8, "layers.a": 4},
+        head=lambda: conv(12, 5),
+        layers=lambda: {"a": conv(8, 4)},
+    ),
+    Case(
+        "concatenate",
+        lambda m, x: torch.cat([x, m["a"](x)], 2),  # along space: the channels beside each other are one
+        {"stem": 8},
+        layers=lambda: {"a": conv(8, 8)},
+        name="along space",
+    ),
+    Case("pad", lambda m, x: F.pad(x, (1, 1, 1, 1)), {"stem": 8}),
+    Case(
+        "pad",
+        lambda m, x: m["p"](x) + m["a"](x),  # the middle eight are the stem's, two and four around them the branch's
+        {"stem": 8, "layers.a": 6},
+        head=lambda: conv(14, 5),
+        layers=lambda: {"p": nn.ConstantPad3d((0, 0, 0, 0, 2, 4), 0.0), "a": conv(8, 14)},
+        name="option-A shortcut",
+    ),
+    Case(
+        "pad",
+        lambda m, x: F.pad(x, (0, 0, 0, 0, 2, 2)) + m["a"](x),  # two literals: those four stay
+        {"stem": 8},
+        head=lambda: conv(12, 5),
+        layers=lambda: {"a": conv(8, 12)},
+        name="literal",
+    ),
+    Case("frozen", lambda m, x: x.flatten(2).softmax(1).unflatten(2, (8, 8)), {}),
+    Case("nothing", lambda m, x: x + torch.zeros(1, 1, 1, 1, dtype=x.dtype, device=x.device), {"stem": 8}),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.rule}{'-' if case.name else ''}{case.name}")
+def test_groups_by_hand_and_exact(case: Case) -> None:
+    torch.manual_seed(0)
+    net = Net(case.middle, case.head(), **case.layers()).double().eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.weight.data.uniform_(0.5, 1.5)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    graph = trace(net, x)
+    assert {group.name: group.size for group in graph.groups} == case.groups
+    assert tuple(group.name for group in graph.groups if not group.exact) == case.inexact
+    rng = np.random.default_rng(0)
+    keep = {g.name: np.sort(rng.permutation(g.size)[: g.size // 2]) for g in graph.prunable()}
+    with torch.no_grad():
+        expected, got = silence(net, graph, keep)(x), shrink(net, graph, keep)(x)
+    assert torch.allclose(got, expected, rtol=1e-12, atol=1e-12)
+    if keep:
+        assert not torch.allclose(expected, net(x)), "silencing must change something for the check to mean anything"
+
+
+def test_every_rule_has_a_case() -> None:
+    functions = {rule.follow.__name__ for rule in RULES.values()}
+    assert functions == {case.rule for case in CASES}
+
+
+def test_a_factor_is_expanded_only_over_what_it_is_merged_with() -> None:
+    factor = np.arange(4).reshape(1, 4, 1, 1)
+    merged = reshape_factor(factor, (2, 4, 3, 5), (2, 12, 5))
+    assert merged.shape == (1, 12, 1)
+    assert merged.reshape(-1).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]

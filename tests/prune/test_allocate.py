@@ -1,0 +1,135 @@
+"""Widths under a budget: exact, aligned, from below."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgewise.cost import Budget, CostModel, cost_of
+from edgewise.errors import BudgetError
+from edgewise.graph import shrink, trace
+from edgewise.models import build
+from edgewise.prune import ALLOCATIONS, Prune, allocate, prune, score
+
+EXAMPLE = torch.zeros(1, 3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    return build("resnet20", classes=10, size=32)
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize(
+    ("quantity", "round_to"),
+    [
+        *((quantity, round_to) for quantity in ("macs", "params", "weight_bytes") for round_to in (1, 8, 16)),
+        ("peak_activation_bytes", 1),
+        ("peak_activation_bytes", 8),  # at 16 the first stage, where the peak lies, cannot get narrower
+    ],
+)
+def test_the_budget_is_met_from_below_by_the_network_itself(
+    resnet: nn.Module, allocation: str, quantity: str, round_to: int
+) -> None:
+    graph = trace(resnet, EXAMPLE)
+    budget = Budget(**{quantity: 0.5})
+    keep = allocate(graph, scores=score(graph, "l2"), budget=budget, allocation=allocation, round_to=round_to)
+    small = cost_of(trace(shrink(resnet, graph, keep), EXAMPLE))
+    assert 0 < getattr(small, quantity) <= 0.5 * getattr(cost_of(graph), quantity)
+    assert all(len(index) % round_to == 0 for index in keep.values())
+    if round_to == 1 and quantity != "peak_activation_bytes":
+        assert getattr(small, quantity) >= 0.49 * getattr(cost_of(graph), quantity)
+
+
+def test_budget_and_alignment_are_solved_together(resnet: nn.Module) -> None:
+    """Where a ratio rounded afterwards stays far above half of the MACs, the search still meets it."""
+    graph = trace(resnet, EXAMPLE)
+    model = CostModel(graph)
+    keep = allocate(graph, scores=score(graph, "l2"), budget=Budget(macs=0.5), round_to=16)
+    widths = np.array([len(keep.get(g.name, range(g.size))) for g in graph.groups])
+    assert model.macs(widths) <= 0.5 * model.macs(graph.sizes)
+    for g, group in enumerate(graph.groups):  # nothing more could have been given back
+        wider = widths.copy()
+        wider[g] = min(group.size, widths[g] + 16)
+        assert wider[g] == widths[g] or model.macs(wider) > 0.5 * model.macs(graph.sizes)
+
+
+def test_uniform_keeps_the_same_share_everywhere(resnet: nn.Module) -> None:
+    graph = trace(resnet, EXAMPLE)
+    keep = allocate(graph, scores=score(graph, "l2"), budget=Budget(macs=0.25), allocation="uniform")
+    shares = [len(keep[g.name]) / g.size for g in graph.groups if g.name in keep]
+    assert len(shares) == len(graph.groups)
+    assert max(shares) - min(shares) <= 2 / 16  # one channel of the narrowest group up or down
+
+
+def test_the_best_channels_stay_and_ties_are_broken_by_index(resnet: nn.Module) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 2, 1, bias=False))
+    graph = trace(net, EXAMPLE)
+    scores = {"0": torch.tensor([1.0, 1, 5, 1, 1, 7, 1, 1])}
+    keep = allocate(graph, scores=scores, budget=Budget(params=0.5))
+    assert keep["0"].tolist() == [0, 1, 2, 5]
+
+
+def test_the_floor_holds(resnet: nn.Module) -> None:
+    graph = trace(resnet, EXAMPLE)
+    keep = allocate(graph, scores=score(graph, "random"), budget=Budget(macs=0.4), floor=0.5)
+    assert all(len(keep[g.name]) >= g.size / 2 for g in graph.groups if g.name in keep)
+
+
+def test_a_budget_below_the_floors_says_the_least_possible(resnet: nn.Module) -> None:
+    graph = trace(resnet, EXAMPLE)
+    with pytest.raises(
+        BudgetError, match=r"macs cannot go down to .*: the least possible is \d+ \(0\.\d+ of the dense"
+    ):
+        allocate(graph, scores=score(graph, "l2"), budget=Budget(macs=0.1), round_to=16, floor=0.5)
+
+
+def test_only_the_named_groups_shrink(resnet: nn.Module) -> None:
+    graph = trace(resnet, EXAMPLE)
+    keep = allocate(
+        graph, scores=score(graph, "l2"), budget=Budget(macs=0.8), groups=["layer1.0.conv1", "layer1.1.conv1"]
+    )
+    assert set(keep) <= {"layer1.0.conv1", "layer1.1.conv1"}
+    assert keep
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"allocation": "best"}, 'allocation "best" is none of uniform, global'),
+        ({"round_to": 0}, "round_to = 0"),
+        ({"floor": 1.5}, "floor = 1.5"),
+    ],
+)
+def test_wrong_settings_are_refused(resnet: nn.Module, settings: dict[str, object], message: str) -> None:
+    graph = trace(resnet, EXAMPLE)
+    with pytest.raises(ValueError, match=message):
+        allocate(graph, scores=score(graph, "l2"), budget=Budget(macs=0.5), **settings)
+
+
+@pytest.mark.parametrize("keep", [0.0, -0.5, 1.01, 50.0])
+def test_a_share_to_keep_lies_between_0_and_1(keep: float) -> None:
+    with pytest.raises(ValueError, match=r"keep_macs = .*: a share to keep lies in \(0, 1\]"):
+        Prune(keep_macs=keep)
+
+
+def test_a_prune_step_says_how_much() -> None:
+    with pytest.raises(ValueError, match="say how much to keep"):
+        Prune()
+
+
+def test_inexact_groups_are_pruned_only_when_asked() -> None:
+    torch.manual_seed(0)
+    net = build("convnext_atto", classes=10, size=32)
+    exact = prune(net, EXAMPLE, Prune(keep_macs=0.6, round_to=8))
+    assert all(g.exact for g in exact.graph.groups if g.name in exact.keep)
+    asked = prune(net, EXAMPLE, Prune(keep_macs=0.3, round_to=8, inexact=True))
+    assert any(not g.exact for g in asked.graph.groups if g.name in asked.keep)
+    assert asked.model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_keeping_everything_changes_nothing(resnet: nn.Module) -> None:
+    pruned = prune(resnet, EXAMPLE, Prune(keep_macs=1.0))
+    assert pruned.keep == {}
+    assert all(torch.equal(a, b) for a, b in zip(resnet.parameters(), pruned.model.parameters(), strict=True))

@@ -1,0 +1,84 @@
+"""Criteria by hand, and what every one of them must obey."""
+
+import pytest
+import torch
+from torch import nn
+
+from edgewise.graph import trace
+from edgewise.prune import IMPORTANCES, score
+
+EXAMPLE = torch.zeros(1, 2, 4, 4)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1)
+    )
+
+
+def test_by_hand() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, (1, 2), bias=False), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
+    net[0].weight.data = torch.tensor([[3.0, -4.0], [0.0, 1.0]]).view(2, 1, 1, 2)
+    net[1].weight.data = torch.tensor([-2.0, 0.5])
+    graph = trace(net, torch.zeros(1, 1, 1, 2))
+    assert score(graph, "l1")["0"].tolist() == [3.5, 0.5]
+    assert torch.allclose(score(graph, "l2")["0"], torch.tensor([(25 / 2) ** 0.5, 0.5**0.5]))
+    assert score(graph, "bn_scale")["0"].tolist() == [2.0, 0.5]
+
+
+def test_a_residual_stream_is_scored_by_all_who_make_it() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x)
+            return self.head(x + self.b(x))
+
+    net = Residual()
+    net.a.weight.data = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
+    net.b.weight.data = torch.tensor([[1.0, 3.0], [5.0, 5.0]]).view(2, 2, 1, 1)
+    # Channel 0: 1 from a, (1 + 3) / 2 from b's filter; what reads it is not asked.
+    assert score(trace(net, torch.zeros(1, 1, 2, 2)), "l1")["a"].tolist() == [1.5, 3.5]
+
+
+@pytest.mark.parametrize("name", IMPORTANCES)
+def test_every_criterion_is_finite_deterministic_and_leaves_the_network_alone(name: str) -> None:
+    net = network()
+    graph = trace(net, EXAMPLE)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    scores, again = score(graph, name, seed=3), score(graph, name, seed=3)
+    assert set(scores) == {"0", "3"}
+    for group in graph.groups:
+        assert scores[group.name].shape == (group.size,)
+        assert scores[group.name].isfinite().all()
+        assert torch.equal(scores[group.name], again[group.name])
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name in IMPORTANCES if name != "random"])
+def test_scores_follow_a_permutation_of_the_channels(name: str) -> None:
+    net = network()
+    net[1].weight.data.uniform_()
+    scores = score(trace(net, EXAMPLE), name)["0"]
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    for tensor in (net[0].weight, net[0].bias, net[1].weight, net[1].bias):
+        tensor.data = tensor.data[order]
+    net[3].weight.data = net[3].weight.data[:, order]
+    assert torch.allclose(score(trace(net, EXAMPLE), name)["0"], scores[order])
+
+
+def test_a_group_without_batchnorm_cannot_be_ranked_by_it() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 6, 1), nn.Conv2d(6, 3, 1))
+    assert score(trace(net, EXAMPLE), "bn_scale") == {}
+
+
+def test_unknown_criterion_and_broken_weights_are_refused() -> None:
+    net = network()
+    with pytest.raises(ValueError, match='importance "l3" is none of l1'):
+        score(trace(net, EXAMPLE), "l3")
+    net[3].weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match='group "3" has weights that are not finite'):
+        score(trace(net, EXAMPLE), "l1")
