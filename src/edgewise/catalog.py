@@ -17,7 +17,7 @@ def _models() -> Rows:
 def _data() -> Rows:
     from edgewise.data import names
 
-    return names()
+    return list(names().items())
 
 
 def _runtimes() -> Rows:

@@ -60,11 +60,11 @@ def check(folder: Path) -> Iterator[Check]:
     else:
         accuracy = context.accuracy(model)
     stated = results["compressed"]["accuracy"]
-    error = abs(accuracy - stated)
+    difference = abs(accuracy - stated)
     yield Check(
         "same accuracy",
-        error <= ACCURACY_LIMIT,
-        error,
+        difference <= ACCURACY_LIMIT,
+        difference,
         ACCURACY_LIMIT,
         "difference",
         f"{accuracy:.4f}, stated {stated:.4f}",

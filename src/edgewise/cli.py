@@ -271,7 +271,8 @@ def bars(*, quiet: bool) -> Iterator[tuple[Callable[[str, int, int], None] | Non
         yield None, console
         return
     columns = (TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as drawn:
+    hidden = not console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as drawn:
         tasks: dict[str, Any] = {}
         begun: dict[str, float] = {}
 

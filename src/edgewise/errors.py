@@ -86,3 +86,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     matches = get_close_matches(name, names, n=1, cutoff=0.6)
     return f'did you mean "{matches[0]}"?' if matches else "known: " + ", ".join(names)
+
+
+def one_line(error: BaseException) -> str:
+    """Say an exception's type and message on one line.
+
+    >>> one_line(ValueError("two\\n  lines"))
+    'ValueError: two lines'
+    """
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -122,7 +122,7 @@ def compress(
 
 def _prepare(recipe: Recipe, progress: Progress) -> tuple[Context, nn.Module]:
     """Load the data and make the network, and find whatever is wrong with them before anything is written."""
-    images = data.load(recipe.data, held=recipe.held, size=recipe.size)
+    images = data.load(recipe.data, held=recipe.held, size=recipe.size, progress=progress)
     channels, side, _ = images.input_shape
     builder = Builder(recipe.model, len(images.classes), channels, side, recipe.width)
     with torch.random.fork_rng(devices=[]):
@@ -249,7 +249,7 @@ def _results(context: Context, dense: Path) -> dict[str, Any]:
     recipe, images = context.recipe, context.data
     folders = _step_folders(context)
     found = [read_result(folder) for folder in folders]
-    measurements = next((r["measurements"] for r in reversed(found) if "measurements" in r), [])
+    measurements: list[dict[str, Any]] = next((r["measurements"] for r in reversed(found) if "measurements" in r), [])
     reference = _dense_row(read_result(dense))
     if measurements:
         reference["latency_s"] = measurements[0]["latency_s"]

@@ -64,18 +64,10 @@ class Context:
         """An input of the right shape, zeros ``[1, C, H, W]``."""
         return torch.zeros(1, *self.data.input_shape)
 
-    def task(self, config: Train | None = None) -> Classification:
+    @property
+    def task(self) -> Classification:
         """What the network learns; a training step adds its augmentation and smoothing."""
-        base = {"mean": self.data.mean, "std": self.data.std, "classes": len(self.data.classes)}
-        if config is None:
-            return Classification(**base)
-        return Classification(
-            **base,
-            label_smoothing=config.label_smoothing,
-            augment=config.augment,
-            cutout_size=config.cutout_size,
-            mixup_alpha=config.mixup_alpha,
-        )
+        return Classification(self.data.mean, self.data.std, len(self.data.classes))
 
     def inputs(self, split: Split, count: int | None = None) -> Tensor:
         """Return the first images of a split as the network sees them, float32 ``[N, C, H, W]``."""
@@ -83,12 +75,12 @@ class Context:
 
     def accuracy(self, model: nn.Module) -> float:
         """Return the accuracy on the test split, a fraction. It is reported and decides nothing."""
-        return evaluate(model, self.task(), self.data.test, device=self.device)
+        return evaluate(model, self.task, self.data.test, device=self.device)
 
     def artifact_accuracy(self, path: Path) -> float:
         """Return the accuracy of an ONNX file on the test split, a fraction."""
         logits = torch.cat([outputs(path, self.inputs(part)) for part in _parts(self.data.test)])
-        return self.task().metric(logits, self.data.test.labels.cpu())
+        return self.task.metric(logits, self.data.test.labels.cpu())
 
 
 def _parts(split: Split, size: int = 2048) -> list[Split]:
@@ -119,27 +111,28 @@ Result = dict[str, Any]
 def row(context: Context, model: nn.Module, **figures: Any) -> dict[str, Any]:
     """Return a row of results.json: the network's static cost and what else was found."""
     cost = cost_of(trace(model, context.example)).to_dict()
-    unknown = dict.fromkeys(("file_bytes", "latency_s", "resident_bytes"))
+    unknown: dict[str, Any] = dict.fromkeys(("file_bytes", "latency_s", "resident_bytes"))
     return {"accuracy": context.accuracy(model), **cost, **unknown, **figures}
 
 
 def _train(context: Context, place: Place, config: Train) -> Result:
     """Train, with the recipe's methods; an interrupted training goes on at its last epoch."""
     losses: list[float] = []
+    checkpoint = place.after / "checkpoint.safetensors"
     model = fit(
         network.load(place.before),
-        context.task(config),
+        context.task,
         context.data.train,
         config,
         methods=[_method(context, place, method) for method in config.method],
         seed=mixed_seed(context.recipe.seed, place.index),
         device=context.device,
         progress=context.progress,
-        checkpoint=place.after / "checkpoint",
+        checkpoint=checkpoint,
         log=losses.append,
     )
-    shutil.rmtree(place.after / "checkpoint", ignore_errors=True)
     network.save(model, context.builder, place.after)
+    checkpoint.unlink()
     curve = {"epoch": list(range(1, len(losses) + 1)), "loss": losses}
     return {"row": row(context, model), "curve": curve}
 
@@ -166,7 +159,7 @@ def _prune(context: Context, place: Place, config: Prune) -> Result:
         require(checks)
     small = pruned.model
     if config.recalibrate:
-        small = recalibrate(small, context.task(), context.data.train, images=config.recalibrate, device=context.device)
+        small = recalibrate(small, context.task, context.data.train, images=config.recalibrate, device=context.device)
     network.save(small, context.builder, place.after)
     widths = {g.name: [len(pruned.keep.get(g.name, range(g.size))), g.size] for g in pruned.graph.groups}
     kept = {name: index.tolist() for name, index in pruned.keep.items()}

@@ -104,7 +104,7 @@ def _lost(graph: Graph, keep: Keep) -> list[tuple[Group, Atoms]]:
             raise ValueError(f'no group is called "{name}"; the network has {", ".join(graph.by_name) or "none"}')
         index = np.asarray(kept, np.int64)
         mask = np.ones(group.size, bool)
-        if index.size and (index.min() < 0 or index.max() >= group.size) or len(np.unique(index)) != index.size:
+        if (index.size and (index.min() < 0 or index.max() >= group.size)) or len(np.unique(index)) != index.size:
             raise ValueError(f'group "{name}" keeps {kept!r}: different channels of 0..{group.size - 1}')
         if not index.size and not group.beside_others:
             raise ValueError(f'group "{name}" keeps {kept!r}: at least one channel, no others lie beside it')

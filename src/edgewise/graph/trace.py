@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edgewise.errors import ModelError, UnsupportedOp
+from edgewise.errors import ModelError, UnsupportedOp, one_line
 
 Atoms = NDArray[np.int64]
 Ids = tuple[Atoms, ...]
@@ -274,7 +274,7 @@ def run(model: nn.Module, example: Tensor, rules: dict[str, Rule]) -> Tracer:
         except UnsupportedOp:
             raise
         except Exception as error:
-            raise ModelError(f"the network's forward raised {type(error).__name__}: {_one_line(error)}") from error
+            raise ModelError(f"the network's forward raised {one_line(error)}") from error
     if not isinstance(out, Tensor):
         raise ModelError(f"the network must return one tensor, it returned {type(out).__name__}")
     tracer.freeze(*tracer.ids(out))
@@ -324,7 +324,3 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
     elif isinstance(tree, dict):
         yield from _tensors(tuple(tree.values()))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or "no message"

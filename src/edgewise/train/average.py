@@ -35,8 +35,8 @@ class WeightAverage(TrainingMethod):
             for buffer in (module.running_mean, module.running_var)
             if buffer is not None
         ]
-        self._weights = [*(p.detach() for p in model.parameters() if p.requires_grad), *statistics]
-        self._averages = [weight.clone() for weight in self._weights]
+        self._weights = [*(p for p in model.parameters() if p.requires_grad), *statistics]
+        self._averages = [weight.detach().clone() for weight in self._weights]
 
     def after_step(self, model: nn.Module, step: int, lr: float) -> None:
         """Move every average towards its weight, in one call for all tensors."""

@@ -48,7 +48,7 @@ class TrainConfig:
     kind: Literal["train"] = "train"
     epochs: int = 8
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.2
+    lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
@@ -75,12 +75,17 @@ class TrainConfig:
             ("gamma", self.gamma, 0 < self.gamma <= 1, "in (0, 1]"),
             ("batch", self.batch, self.batch >= 1, "at least 1"),
             ("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)"),
+            ("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing <= 1, "in [0, 1]"),
+            ("cutout_size", self.cutout_size, 0 < self.cutout_size <= 1, "in (0, 1]"),
+            ("mixup_alpha", self.mixup_alpha, self.mixup_alpha > 0, "above 0"),
         )
         for name, value, fits, range_ in ranges:
             if not fits:
                 raise ValueError(f"{name} is {value}; it must be {range_}")
         if any(not 0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(self.milestones):
-            raise ValueError(f"milestones are {self.milestones}; they must rise within (0, 1), as shares of the training")
+            raise ValueError(
+                f"milestones are {self.milestones}; they must rise within (0, 1), as shares of the training"
+            )
         if self.optimizer == "adamw" and self.lr > 0.05:
             raise ValueError(f"lr is {self.lr}, a rate for sgd; with adamw it must be at most 0.05 (0.001 is usual)")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:

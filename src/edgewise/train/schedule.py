@@ -34,7 +34,8 @@ def _one_cycle(peak: float, step: int, rise: float, steps: int) -> float:
 
     The two constants are PyTorch's (``OneCycleLR``), after the fastai library's.
     """
-    start, end = peak / 25, peak / 25e4
+    start = peak / 25
+    end = start / 1e4
     top = max(rise - 1, 0.0)  # the step, counted from 0, that has the peak
     if step < top:
         return _anneal(start, peak, step / top)
@@ -43,4 +44,4 @@ def _one_cycle(peak: float, step: int, rise: float, steps: int) -> float:
 
 def _anneal(start: float, end: float, share: float) -> float:
     """Go from start to end along half a cosine; share runs from 0 to 1."""
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))

@@ -1,0 +1,422 @@
+"""The report's charts, as Vega-Lite specifications made with Altair.
+
+Colours are the page's CSS variables, so one drawing serves light, dark and paper. Where the reader may choose what is
+drawn, every mark says of which quantity it is (`of`), and the parameter `quantity` picks. Texts are formatted here;
+what comes from the user is data, never part of an expression.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgewise.units import format_bytes, format_count, format_fraction, format_seconds
+
+if TYPE_CHECKING:
+    import altair as alt
+
+Spec = dict[str, Any]
+Row = Mapping[str, Any]
+Readings = dict[str, tuple[str, Callable[[float | None], str]]]  # by column: what people call it, how they read it
+
+COST: Readings = {
+    "latency_s": ("latency", format_seconds),
+    "file_bytes": ("file", format_bytes),
+    "weight_bytes": ("weights", format_bytes),
+    "peak_activation_bytes": ("memory", format_bytes),
+    "macs": ("MACs", format_count),
+    "params": ("params", format_count),
+}
+LAYER_COST: Readings = {
+    "macs": ("MACs", format_count),
+    "params": ("params", format_count),
+    "weight_bytes": ("weights", format_bytes),
+    "activation_bytes": ("activations", format_bytes),
+}
+
+FONT = "ui-sans-serif, system-ui, sans-serif"
+BUBBLE_AREA = 2000.0  # px² of the largest file's bubble; areas are in proportion to the bytes
+HOLLOW_AREA = 60.0  # px² where there is no file
+LEAST_AREA = 20.0  # px², so that every bubble is seen
+LEAST_SPAN = 0.02  # of the accuracy axis: a difference of a hundredth must not look like a cliff
+NEAR = 0.1  # of an axis: bubbles nearer than this in both directions share a label
+SMALL_LAYER = 0.005  # of the whole network: layers below it in everything are drawn as one
+STRIP_SAMPLES = 300  # drawn of a measurement; its box and its figures are of all
+CHOSEN = "datum.of === quantity"
+LAST_LETTERS = "length(datum.label) > 21 ? '…' + slice(datum.label, -20) : datum.label"  # where layers' names differ
+
+
+# -- accuracy against cost ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network in the plane of accuracy and cost.
+
+    Args:
+        name: which network it is.
+        label: what stands above its bubble.
+        line: points with the same line are joined in their order.
+        role: the dense network, a step on the way, a result, or a result that another beats.
+        accuracy: a fraction; a point without one is not drawn.
+        costs: by column of `COST`; None where unknown.
+    """
+
+    name: str
+    label: str
+    line: str
+    role: Literal["dense", "step", "result", "beaten"]
+    accuracy: float | None
+    costs: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class View:
+    """How far the axes of one quantity reach: costs from 0 to `right`, accuracy from `bottom` to `top`."""
+
+    right: float
+    bottom: float
+    top: float
+
+
+def known_costs(points: Iterable[Point]) -> dict[str, str]:
+    """Return the columns that some point can be drawn by, with what people call them."""
+    drawn = [point for point in points if point.accuracy is not None]
+    return {c: name for c, (name, _) in COST.items() if any(point.costs.get(c) is not None for point in drawn)}
+
+
+def plane(points: Sequence[Point], limits: Mapping[str, float], description: str) -> Spec:
+    """Draw accuracy against a cost that the reader chooses, bubbles as large as the files.
+
+    Args:
+        points: what is drawn; at least one must have an accuracy and a cost.
+        limits: the budget: the most of any column of `COST`, and the least "accuracy". Where it holds is shaded.
+        description: what is to be seen, for those who do not see it.
+    """
+    import altair as alt
+
+    views = {column: _view(points, limits, column) for column in known_costs(points)}
+    marks = [mark for column, view in views.items() for mark in _bubbles(points, column, view)]
+    x = alt.X(
+        "x:Q",
+        title=None,
+        scale=alt.Scale(domain=_chosen({c: [0, v.right] for c, v in views.items()}), nice=False),
+        axis=alt.Axis(labelExpr=_amount(views), tickCount=6),
+    )
+    y = alt.Y(
+        "y:Q",
+        title=None,
+        scale=alt.Scale(domain=_chosen({c: [v.bottom, v.top] for c, v in views.items()}), nice=False),
+        axis=alt.Axis(labelExpr="format(datum.value, '.1~%')", tickCount=6),
+    )
+    base = alt.Chart(alt.InlineData(values=marks)).encode(x=x, y=y).transform_filter(CHOSEN)
+    roles = {"dense": "dense", "step": "step", "result": "accent", "beaten": "step"}
+    colours = alt.Scale(domain=list(roles), range=[f"var(--{name})" for name in roles.values()])
+    bubbles = base.mark_circle(opacity=0.85, strokeWidth=1.5).encode(
+        size=alt.Size("area:Q", scale=None),
+        fill=alt.condition(
+            "datum.file_known", alt.Fill("role:N", scale=colours, legend=None), alt.value("var(--panel)")
+        ),
+        stroke=alt.Stroke("role:N", scale=colours, legend=None),
+        tooltip=_tooltip("network", "accuracy", *(name for name, _ in COST.values())),
+    )
+    path = base.mark_line(strokeWidth=1.5, strokeDash=[2, 3], color="var(--muted)")
+    labels = [
+        base.mark_text(dy=-radius - 7, fontSize=12, fontWeight=500, color="var(--ink)")
+        .encode(text="label:N")
+        .transform_filter(f"datum.label && datum.radius === {radius}")
+        for radius in sorted({mark["radius"] for mark in marks})
+    ]
+    corner = alt.Chart(alt.InlineData(values=_corners(limits, views))).mark_rect(
+        fill="var(--good)", fillOpacity=0.08, stroke="var(--good)", strokeOpacity=0.5, strokeDash=[4, 4], clip=True
+    )
+    layers = [
+        corner.encode(x=x, x2="right:Q", y=y, y2="top:Q").transform_filter(CHOSEN),
+        path.encode(detail="line:N", order="order:Q"),
+        bubbles,
+        *labels,
+    ]
+    first = alt.param(name="quantity", value=next(iter(views)))
+    return _finished(alt.layer(*layers).add_params(first), 340, description)
+
+
+def _view(points: Sequence[Point], limits: Mapping[str, float], column: str) -> View:
+    """Return the axes that show every point and the budget, with room for the labels."""
+    shown = [p for p in points if p.accuracy is not None and p.costs.get(column) is not None]
+    heights = [p.accuracy for p in shown if p.accuracy is not None] + [limits[c] for c in limits if c == "accuracy"]
+    span = max(max(heights) - min(heights), LEAST_SPAN)
+    right = max([*(p.costs[column] or 0 for p in shown), limits.get(column, 0)])
+    return View((right or 1) * 1.12, max(max(heights) - 1.16 * span, 0), max(heights) + 0.24 * span)
+
+
+def _bubbles(points: Sequence[Point], column: str, view: View) -> list[Spec]:
+    """Return the marks of one quantity; where labels would cover each other the largest bubble bears them all."""
+    largest = max((p.costs.get("file_bytes") or 0 for p in points), default=0) or 1
+    marks: list[Spec] = []
+    clusters: list[tuple[Spec, list[Spec]]] = []  # the first of a cluster, and all of it
+    for order, point in enumerate(points):
+        cost, size = point.costs.get(column), point.costs.get("file_bytes")
+        if cost is None or point.accuracy is None:
+            continue
+        area = HOLLOW_AREA if size is None else max(BUBBLE_AREA * size / largest, LEAST_AREA)
+        mark: Spec = {"of": column, "order": order, "line": point.line, "role": point.role, "label": point.label}
+        mark |= {"x": cost, "y": point.accuracy, "file_known": size is not None}
+        mark |= {"area": round(area, 1), "radius": round(math.sqrt(area / math.pi))}
+        mark |= {"network": point.name, "accuracy": format_fraction(point.accuracy)}
+        mark |= {name: form(point.costs.get(c)) for c, (name, form) in COST.items()}
+        marks.append(mark)
+        near = (c for first, c in clusters if _are_near(first, mark, view))
+        cluster = next(near, None)
+        if cluster is None:
+            clusters.append((mark, [mark]))
+        else:
+            cluster.append(mark)
+    for _, cluster in clusters:
+        labels = list(dict.fromkeys(mark["label"] for mark in cluster))
+        for mark in cluster:
+            mark["label"] = ""
+        bearer = max(cluster, key=lambda mark: mark["radius"])
+        bearer["label"] = " · ".join(labels) if len(labels) < 3 else f"{labels[0]} … {labels[-1]}"
+    return marks
+
+
+def _are_near(a: Row, b: Row, view: View) -> bool:
+    across: float = abs(a["x"] - b["x"]) / view.right
+    up: float = abs(a["y"] - b["y"]) / (view.top - view.bottom)
+    return across < NEAR and up < NEAR
+
+
+def _corners(limits: Mapping[str, float], views: Mapping[str, View]) -> list[Spec]:
+    """Return where the budget holds, in each of the views that it limits."""
+    return [
+        {
+            "of": column,
+            "x": 0,
+            "right": limits.get(column, view.right),
+            "y": limits.get("accuracy", view.bottom),
+            "top": view.top,
+        }
+        for column, view in views.items()
+        if column in limits or "accuracy" in limits
+    ]
+
+
+# -- where the cost sits --------------------------------------------------------------------------------------------
+
+
+def layer_bars(layers: Sequence[Row]) -> Spec:
+    """Draw what each layer costs before (pale) and after (solid), of a quantity that the reader chooses."""
+    import altair as alt
+
+    shown = _gathered(layers)
+    marks = [_layer_mark(layer, column) for column in LAYER_COST for layer in shown]
+    most = {column: max(mark["most"] for mark in marks if mark["of"] == column) for column in LAYER_COST}
+    room = _chosen({column: [0, (value or 1) * 1.16] for column, value in most.items()})  # for the text at the end
+    x = alt.X(
+        "was:Q",
+        title=None,
+        scale=alt.Scale(domain=room, nice=False),
+        axis=alt.Axis(labelExpr=_amount(LAYER_COST), orient="top", tickCount=5),
+    )
+    base = (
+        alt.Chart(alt.InlineData(values=marks))
+        .transform_filter(CHOSEN)
+        .encode(
+            y=alt.Y("layer:N", sort=None, title=None, axis=alt.Axis(labelExpr=LAST_LETTERS, grid=False)),
+            tooltip=_tooltip("layer", "kind", "quantity", "before", "after", "kept"),
+        )
+    )
+    before = base.mark_bar(height=13, cornerRadiusEnd=2, color="var(--dense)", opacity=0.38).encode(x=x)
+    after = base.mark_bar(height=7, cornerRadiusEnd=2, color="var(--accent)").encode(x="is:Q")
+    kept = base.mark_text(align="left", dx=5, fontSize=11, color="var(--muted)").encode(x="most:Q", text="kept:N")
+    chart = alt.layer(before, after, kept).add_params(alt.param(name="quantity", value="macs"))
+    return _finished(chart, 19 * len(shown) + 10, "Cost of each layer before and after.")
+
+
+def _gathered(layers: Sequence[Row]) -> list[Row]:
+    """Return the layers in their order, those that are small in everything summed into one at the end."""
+    totals = {column: sum(layer["before"][column] for layer in layers) for column in LAYER_COST}
+
+    def is_small(layer: Row) -> bool:
+        most = {column: max(layer["before"][column], layer["after"][column]) for column in LAYER_COST}
+        return all(most[column] <= SMALL_LAYER * totals[column] for column in LAYER_COST)
+
+    small = [layer for layer in layers if is_small(layer)]
+    if len(small) < 2:
+        return list(layers)
+    rest: Spec = {"name": f"{len(small)} small layers", "kind": f"each under {SMALL_LAYER:.1%}"}
+    for when in ("before", "after"):
+        rest[when] = {column: sum(layer[when][column] for layer in small) for column in LAYER_COST}
+    return [*(layer for layer in layers if not is_small(layer)), rest]
+
+
+def _layer_mark(layer: Row, column: str) -> Spec:
+    """Return the bars of one layer in one quantity."""
+    name, form = LAYER_COST[column]
+    was, now = layer["before"][column], layer["after"][column]
+    return {
+        "of": column,
+        "quantity": name,
+        "layer": layer["name"] or "(network)",
+        "kind": layer["kind"],
+        "was": was,
+        "is": now,
+        "most": max(was, now),
+        "before": form(was),
+        "after": form(now),
+        "kept": f"{now / was:.0%}" if was and now else "gone" if was else "new" if now else "",
+    }
+
+
+# -- how long it takes ----------------------------------------------------------------------------------------------
+
+
+def latency_strips(samples_s: Mapping[str, Sequence[float]]) -> Spec:
+    """Draw the latency samples of each network, seconds, with a band of the quartiles and the median; dense first."""
+    import altair as alt
+
+    names, right = list(samples_s), reach(samples_s.values())
+    stats = {name: quantiles(samples) for name, samples in samples_s.items()}
+    x = alt.X(
+        "sample_s:Q",
+        title=None,
+        scale=alt.Scale(domain=[0, right], nice=False),
+        axis=alt.Axis(labelExpr=_amount(), tickCount=6),
+    )
+    y = alt.Y("network:N", sort=None, title=None, axis=alt.Axis(grid=False))
+    place = alt.Scale(domain=[0, 1])  # within a network's row: the band above, the strip below
+    colours = alt.Scale(domain=names, range=["var(--dense)", *["var(--accent)"] * (len(names) - 1)])
+    colour = alt.Color("network:N", scale=colours, legend=None)
+    strip = (
+        alt.Chart(alt.InlineData(values=[m for name, s in samples_s.items() for m in _strip(name, s, right)]))
+        .mark_circle(size=14, opacity=0.4)
+        .encode(x=x, y=y, yOffset=alt.YOffset("place:Q", scale=place), color=colour)
+        .encode(tooltip=_tooltip("network", "sample"))
+    )
+    boxes = [
+        {"network": name, **found, **{key.removesuffix("_s"): format_seconds(value) for key, value in found.items()}}
+        for name, found in stats.items()
+    ]
+    box = alt.Chart(alt.InlineData(values=boxes)).encode(
+        y=y,
+        yOffset=alt.YOffset(datum=0.27, scale=place),
+        tooltip=_tooltip("network", "least", "lower", "median", "upper", "most"),
+    )
+    band = box.mark_rule(strokeWidth=18, opacity=0.55).encode(x="lower_s:Q", x2="upper_s:Q", color=colour)
+    median = box.mark_point(shape="stroke", angle=90, size=520, strokeWidth=2.5, color="var(--ink)")
+    chart = alt.layer(strip, band, median.encode(x="median_s:Q"))
+    return _finished(chart, 84 * len(names), "Latency samples of each network, with quartiles and median.")
+
+
+def quantiles(samples: Sequence[float]) -> dict[str, float]:
+    """Return the least, the quartiles and the most of some samples, interpolated between neighbours.
+
+    >>> quantiles([4.0, 1.0, 3.0, 2.0])
+    {'least_s': 1.0, 'lower_s': 1.75, 'median_s': 2.5, 'upper_s': 3.25, 'most_s': 4.0}
+    """
+    ordered = sorted(samples)
+
+    def at(share: float) -> float:
+        low, rest = divmod(share * (len(ordered) - 1), 1)
+        low_value, high_value = ordered[int(low)], ordered[math.ceil(low + rest)]
+        return low_value + rest * (high_value - low_value)
+
+    shares = {"least_s": 0.0, "lower_s": 0.25, "median_s": 0.5, "upper_s": 0.75, "most_s": 1.0}
+    return {name: at(share) for name, share in shares.items()}
+
+
+def reach(samples_s: Iterable[Sequence[float]]) -> float:
+    """Return how far the latency axis goes, in seconds: a few stragglers must not flatten all the rest."""
+    found = [quantiles(samples) for samples in samples_s]
+    return 1.05 * min(max(f["most_s"] for f in found), 2 * max(f["upper_s"] for f in found))
+
+
+def _strip(name: str, samples: Sequence[float], right: float) -> list[Spec]:
+    """Return at most `STRIP_SAMPLES` dots, evenly spaced in their order, scattered by the golden ratio."""
+    stride = math.ceil(len(samples) / STRIP_SAMPLES)
+    return [
+        {"network": name, "sample_s": s, "sample": format_seconds(s), "place": round(0.5 + 0.4 * (i * 0.618034 % 1), 3)}
+        for i, s in enumerate(samples[::stride])
+        if s <= right
+    ]
+
+
+# -- how it learnt --------------------------------------------------------------------------------------------------
+
+
+def training_curves(curves: Mapping[str, Row]) -> Spec:
+    """Draw the training loss, one line a step, one after the other."""
+    import altair as alt
+
+    starts = [0, *accumulate(len(curve["epoch"]) for curve in curves.values())]
+    marks = [
+        {"step": step, "at": start + i + 1, "epoch": epoch, "value": loss, "loss": f"{loss:.4g}"}
+        for start, (step, curve) in zip(starts, curves.items(), strict=False)
+        for i, (epoch, loss) in enumerate(zip(curve["epoch"], curve["loss"], strict=True))
+    ]
+    colours = alt.Scale(range=["var(--accent)", "var(--second)", "var(--third)"])
+    base = alt.Chart(alt.InlineData(values=marks)).encode(
+        x=alt.X(
+            "at:Q",
+            title="epochs of the run",
+            scale=alt.Scale(domain=[0, starts[-1] + 1], nice=False),
+            axis=alt.Axis(format="d", tickMinStep=1, grid=False),
+        ),
+        y=alt.Y("value:Q", title=None, axis=alt.Axis(tickCount=5)),
+        color=alt.Color("step:N", legend=None, scale=colours),
+        tooltip=_tooltip("step", "epoch", "loss"),
+    )
+    line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=28, filled=True))
+    name = base.mark_text(align="left", dx=8, dy=-6, fontSize=12, fontWeight=500).encode(text="step:N")
+    first = name.transform_filter("datum.epoch === 1")
+    return _finished(alt.layer(line, first), 220, "Training loss by epoch, one line for each training step.")
+
+
+# -- what all share -------------------------------------------------------------------------------------------------
+
+
+def _chosen(values: Mapping[str, Any]) -> alt.ExprRef:
+    """Return an expression for the value that belongs to the quantity the reader chose."""
+    import altair as alt
+
+    return alt.ExprRef(f"({json.dumps(values)})[quantity]")
+
+
+def _amount(columns: Iterable[str] = ()) -> str:
+    """Return the expression of an axis label, such as 500 µs: of the chosen one of these columns, or seconds."""
+    units = {c: "s" if c.endswith("_s") else "B" if c.endswith("_bytes") else "" for c in columns}
+    unit = f"({json.dumps(units)})[quantity]" if units else "'s'"
+    return f"replace(format(datum.value, '~s'), /([^0-9.]?)$/, ' $1') + {unit}"
+
+
+def _tooltip(*fields: str) -> list[alt.Tooltip]:
+    import altair as alt
+
+    return [alt.Tooltip(f"{field}:N") for field in fields]
+
+
+def _finished(chart: Any, height_px: int, description: str) -> Spec:
+    """Return a chart's specification, as wide as the page lets it be, in the page's colours."""
+    axis = {"labelColor": "var(--muted)", "labelFontSize": 11.5, "labelPadding": 6, "labelSeparation": 10}
+    axis |= {"titleColor": "var(--muted)", "titleFontSize": 11.5, "titleFontWeight": "normal", "labelLimit": 150}
+    axis |= {"gridColor": "var(--line)", "domain": False, "ticks": False}
+    page = {"width": "container", "background": "transparent", "padding": 4}
+    drawn = chart.properties(height=height_px, description=description, **page)
+    spec: Spec = drawn.configure(font=FONT, view={"stroke": None}, axis=axis, text={"font": FONT}).to_dict()
+    return spec
+
+
+@cache
+def vega_script() -> str:
+    """Return Vega-Lite and all it needs as one script, to be written into the page; it loads nothing."""
+    import altair as alt
+    import vl_convert
+
+    version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", vl_version=version)
+    return script.replace("</script", "<\\/script")

@@ -1,0 +1,71 @@
+"""Images with labels, whole in memory as bytes, and their augmentation."""
+
+from pathlib import Path
+
+from edgewise.data import cifar, fashion, folders, packs, prepare
+from edgewise.data.augment import crop, cutout, flip, mixup
+from edgewise.data.dataset import Dataset, Split, normalize
+from edgewise.data.source import Progress, Source
+from edgewise.errors import DataError, UnknownName, nearest
+
+__all__ = ["Dataset", "Source", "Split", "crop", "cutout", "flip", "load", "mixup", "names", "normalize"]
+
+
+def load(spec: str, *, held: float = 0.05, size: int | None = None, progress: Progress | None = None) -> Dataset:
+    """Load a data set.
+
+    Args:
+        spec: ``NAME`` or ``NAME:PATH``, as `names` lists them.
+        held: share of the training images, of each class alike, that becomes the held-out split; in (0, 1). Always
+            the same images, whatever the run's seed.
+        size: side in pixels to resize images to, antialiased; None keeps them as they are, and in a folder, whose
+            images may have any size, chooses one near theirs.
+        progress: is told (what, done, total).
+
+    Raises:
+        UnknownName: no such source.
+        DataError: files that are missing, corrupt or not images; labels out of range; fewer than two classes; a
+            share or a size out of range.
+    """
+    name, colon, path = spec.partition(":")
+    if name not in SOURCES:
+        wanted = f"write folder:{spec}" if spec and Path(spec).is_dir() else nearest(name, SOURCES)
+        raise UnknownName(f'data "{spec}" is not known; {wanted}')
+    source = SOURCES[name]
+    if (colon and not source.path) or (source.path_needed and not path):
+        raise DataError(f'data "{spec}" is no complete name; write "{_usage(name, source)}"')
+    if size is not None and size < 1:
+        raise DataError(f"{spec}: size is {size}; it must be at least 1, the side of the images in pixels")
+    if not 0 < held < 1:
+        raise DataError(f"{spec}: held is {held}; it must be in (0, 1), the share of the training images to hold out")
+    decoded = source.read(Path(path).expanduser() if path else None, size, progress)
+    return prepare.dataset(decoded, spec, held, size)
+
+
+def names() -> dict[str, str]:
+    """List what `load` takes, each with a line on what it is."""
+    return {_usage(name, source): source.about for name, source in SOURCES.items()}
+
+
+def _usage(name: str, source: Source) -> str:
+    path = f":{source.path}" if source.path_needed else f"[:{source.path}]"
+    return name + (path if source.path else "")
+
+
+SOURCES: dict[str, Source] = {
+    "fashion-mnist": Source(fashion.read, "10,000 + 2,000 grey images of clothes, 28x28, 10 classes; in the package"),
+    "cifar10": Source(
+        cifar.read_cifar10, "50,000 + 10,000 photographs, 32x32, 10 classes; downloaded once, or from PATH", path="PATH"
+    ),
+    "cifar100": Source(
+        cifar.read_cifar100,
+        "50,000 + 10,000 photographs, 32x32, 100 classes; downloaded once, or from PATH",
+        path="PATH",
+    ),
+    "pack": Source(
+        packs.read, "train.npz and test.npz or val.npz of encoded images with labels", path="FOLDER", path_needed=True
+    ),
+    "folder": Source(
+        folders.read, "a folder of images for each class, of any size and format", path="FOLDER", path_needed=True
+    ),
+}

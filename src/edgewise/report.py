@@ -1,0 +1,320 @@
+"""A run folder becomes a page that people read: report.html.
+
+One file, no network, nothing but what results.json and manifest.json say. What is not known is a dash; what got
+worse is said as plainly as what got better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise.comparison import compare, pareto, write_comparison
+from edgewise.files import write_bytes
+from edgewise.page import (
+    LESS,
+    MANIFEST,
+    RESULTS,
+    SIZE,
+    SPEED,
+    Told,
+    change,
+    conditions,
+    display_name,
+    facts,
+    fewer,
+    gain,
+    page,
+    ratio,
+    read_run,
+)
+from edgewise.units import DASH, format_bytes, format_count, format_fraction, format_ratio, format_seconds
+
+if TYPE_CHECKING:
+    from edgewise.charts import Point
+
+__all__ = [
+    "compare",
+    "format_bytes",
+    "format_count",
+    "format_seconds",
+    "headline",
+    "pareto",
+    "render",
+    "write",
+    "write_comparison",
+]
+
+Row = Mapping[str, Any]
+
+REPORT = "report.html"
+NOISY_SPREAD = 0.25  # interquartile range over median; a latency above it is named as noisy
+FIGURES = {  # column of results.json: (its name, how it reads, what a change is called, the limit that holds it)
+    "file_bytes": ("file", format_bytes, SIZE, "size"),
+    "latency_s": ("latency", format_seconds, SPEED, "latency"),
+    "peak_activation_bytes": ("peak activations", format_bytes, LESS, "memory"),
+    "macs": ("MACs", format_count, LESS, "macs"),
+    "params": ("params", format_count, LESS, "params"),
+}
+STEP_COLUMNS = {  # of the step table, beside accuracy and time
+    "params": ("params", format_count),
+    "macs": ("MACs", format_count),
+    "weight_bytes": ("weights", format_bytes),
+    "peak_activation_bytes": ("peak activations", format_bytes),
+    "file_bytes": ("file", format_bytes),
+    "latency_s": ("latency", format_seconds),
+}
+
+
+def write(run: Path) -> Path:
+    """Write a run folder's report.html, whole or not at all, and return its path.
+
+    Raises:
+        RunFolderError: results.json or manifest.json is missing or cannot be read.
+    """
+    return write_bytes(run / REPORT, render(read_run(run, RESULTS), read_run(run, MANIFEST)).encode())
+
+
+def render(results: Row, manifest: Row) -> str:
+    """Return a run's report as one HTML page that needs no other file; the same input gives the same bytes.
+
+    Args:
+        results: what results.json holds.
+        manifest: what manifest.json holds. The fingerprints of the run's files have no part in the report, so that
+            it can be one of those files.
+    """
+    from edgewise import charts
+
+    rows, measurements, curves = results["rows"], results["measurements"], results["curves"]
+    points, limits = _points(results), _limits(results)
+    costs = charts.known_costs(points)
+    specs = {}
+    if costs:
+        specs["plane"] = charts.plane(points, limits, f"{headline(results)}. Accuracy against cost, step by step.")
+    if results["layers"]:
+        specs["layers"] = charts.layer_bars(results["layers"])
+    if measurements:
+        specs["latency"] = charts.latency_strips(_samples(measurements))
+    if any(curve["epoch"] for curve in curves.values()):
+        specs["curves"] = charts.training_curves(curves)
+    return page(
+        "report.html.j2",
+        specs,
+        title=headline(results),
+        subject=_subject(results),
+        claims=_claims(results),
+        results=results,
+        manifest=manifest,
+        figures=_figures(results),
+        missed=_missed(results),
+        costs=costs,
+        limits=limits,
+        layer_costs=charts.LAYER_COST,
+        layer_choices={column: name for column, (name, _) in charts.LAYER_COST.items()},
+        step_columns=[name for name, _ in STEP_COLUMNS.values()],
+        steps=[_step(row, rows[max(i - 1, 0)], rows[0]) for i, row in enumerate(rows)],
+        latencies=_latencies(measurements),
+        strip_samples=charts.STRIP_SAMPLES,
+        hidden=_hidden_samples(measurements),
+        checks=[
+            {**check, "value": f"{check['value']:.3g}", "limit": f"{check['limit']:.3g}"}
+            for check in manifest["checks"]
+        ],
+        machine=facts({k: v for k, v in manifest["machine"].items() if k != "versions"}),
+        versions=facts({"edgewise": manifest["edgewise"], **manifest["versions"]}),
+        snippets=_snippets(results),
+        notes=[(row["step"], note) for row in rows for note in row["notes"]],
+    )
+
+
+# -- what came out --------------------------------------------------------------------------------------------------
+
+
+def headline(results: Row) -> str:
+    """Say in one line what came out: how much smaller, how much faster, at what price in accuracy."""
+    return f"{_subject(results)}: {', '.join(text for text, _ in _claims(results))}"
+
+
+def _subject(results: Row) -> str:
+    return f"{display_name(results['model'])} on {results['data']}"
+
+
+def _claims(results: Row) -> list[Told]:
+    """Return what changed against the dense network; where no file or latency is known, params or MACs stand in."""
+    small, dense, last = results["compressed"], results["rows"][0], results["rows"][-1]
+    size, time = small["size_ratio"], ratio(1, small["speedup"])
+    claims = [
+        change(ratio(last["params"], dense["params"]), fewer("params")) if size is None else change(size, SIZE),
+        change(ratio(last["macs"], dense["macs"]), fewer("MACs")) if time is None else change(time, SPEED),
+        gain(None if small["drop_pt"] is None else -small["drop_pt"], 1),
+    ]
+    return [claim for claim in claims if claim[0] != DASH]
+
+
+def _figures(results: Row) -> list[dict[str, Any]]:
+    """Return the figures at the top: the compressed network's, beside the dense network's and the budget."""
+    dense, last, drop = results["rows"][0], results["rows"][-1], results["compressed"]["drop_pt"]
+    told = {column: change(ratio(last[column], dense[column]), words) for column, (_, _, words, _) in FIGURES.items()}
+    told["accuracy"] = gain(None if drop is None else -drop)
+    reads = {"accuracy": ("accuracy", format_fraction, "drop")}
+    reads |= {column: (name, form, limit) for column, (name, form, _, limit) in FIGURES.items()}
+    return [
+        {
+            "name": name,
+            "value": form(last[column]),
+            "dense": form(dense[column]),
+            "change": told[column],
+            "limit": _limit(limit, results),
+        }
+        for column, (name, form, limit) in reads.items()
+    ]
+
+
+def _limit(name: str, results: Row) -> dict[str, Any] | None:
+    """Return a limit of the budget in words, what was found, and whether it was met; None where there is none."""
+    limit = (results["budget"] or {}).get(name)
+    if limit is None:
+        return None
+    if name == "drop":
+        what, most, found = "accuracy drop", f"{limit['limit']:g} pt", f"{limit['value'] or 0:.3g} pt"
+    else:
+        what, form = next((title, form) for title, form, _, owner in FIGURES.values() if owner == name)
+        most, found = form(limit["limit"]), form(limit["value"])
+    return {"what": what, "limit": most, "found": "unknown" if limit["value"] is None else found, "met": limit["met"]}
+
+
+def _missed(results: Row) -> list[dict[str, Any]]:
+    """Return the limits of the budget that were missed."""
+    limits = [_limit(name, results) for name in results["budget"] or {}]
+    return [limit for limit in limits if limit and not limit["met"]]
+
+
+# -- what was paid for it -------------------------------------------------------------------------------------------
+
+
+def _points(results: Row) -> list[Point]:
+    """Return a run's rows as points of the plane."""
+    from edgewise.charts import COST, Point
+
+    rows = results["rows"]
+    last = len(rows) - 1
+    return [
+        Point(
+            name=row["step"],
+            label="dense" if i == 0 else "result" if i == last else f"{row['index']} {row['kind']}",
+            line="run",
+            role="dense" if i == 0 else "result" if i == last else "step",
+            accuracy=row["accuracy"],
+            costs={column: row[column] for column in COST},
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+def _limits(results: Row) -> dict[str, float]:
+    """Return the budget as limits of the plane: the most of each cost, and the least accuracy."""
+    budget, dense = results["budget"] or {}, results["rows"][0]["accuracy"]
+    limits = {column: budget[owner]["limit"] for column, (*_, owner) in FIGURES.items() if owner in budget}
+    if "drop" in budget and dense is not None:
+        limits["accuracy"] = dense - budget["drop"]["limit"] / 100
+    return limits
+
+
+def _step(row: Row, before: Row, dense: Row) -> dict[str, Any]:
+    """Return a row of the step table: what the step left, beside the row before it and the dense network."""
+    known = row is not before and row["accuracy"] is not None and before["accuracy"] is not None
+    text, tone = gain((row["accuracy"] - before["accuracy"]) * 100 if known else None)
+    cells = []
+    for column, (_, form) in STEP_COLUMNS.items():
+        of_dense = None if row is dense else ratio(row[column], dense[column])
+        details = [] if of_dense is None else [format_ratio(of_dense)]
+        if column == "params" and row["nonzero"] is not None and row["nonzero"] < row["params"]:
+            details.append(f"{format_count(row['nonzero'])} not zero")
+        grew = of_dense is not None and change(of_dense, SIZE)[1] == "bad"
+        cells.append({"text": form(row[column]), "detail": ", ".join(details), "tone": "bad" if grew else ""})
+    return {
+        "step": row["step"],
+        "label": row["label"] if row["label"] != row["kind"] else "",
+        "accuracy": format_fraction(row["accuracy"]),
+        "gain": (text.removesuffix(" points"), tone),
+        "cells": cells,
+        "seconds": format_seconds(row["seconds"]),
+    }
+
+
+def _samples(measurements: Sequence[Row]) -> dict[str, list[float]]:
+    """Return the latency samples by network, seconds: the dense one first, as the reference."""
+    names = ["dense", "compressed", *(f"{m['artifact']} ({i})" for i, m in enumerate(measurements[2:], 3))]
+    return {name: m["samples_s"] for name, m in zip(names, measurements, strict=False)}
+
+
+def _latencies(measurements: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return a row of the latency table for each measurement; changes are to the first."""
+    from edgewise.charts import quantiles
+
+    rows: list[dict[str, Any]] = []
+    for m, (name, samples) in zip(measurements, _samples(measurements).items(), strict=True):
+        told = change(ratio(m["latency_s"], measurements[0]["latency_s"]), SPEED)
+        rows.append(
+            {
+                "name": name,
+                "median": format_seconds(m["latency_s"]),
+                "change": told if rows else ("reference", ""),
+                "spread": f"{m['spread']:.0%}",
+                "noisy": m["spread"] > NOISY_SPREAD,
+                "samples": {key: format_seconds(value) for key, value in quantiles(samples).items()},
+                "count": len(samples),
+                "resident": format_bytes(m["resident_bytes"]),
+                "where": conditions(m),
+            }
+        )
+    return rows
+
+
+def _hidden_samples(measurements: Sequence[Row]) -> str:
+    """Say how many samples lie beyond the end of the latency chart, and how far."""
+    from edgewise.charts import reach
+
+    if not measurements:
+        return ""
+    samples = _samples(measurements).values()
+    end, every = reach(samples), [sample for each in samples for sample in each]
+    beyond = [sample for sample in every if sample > end]
+    if not beyond:
+        return ""
+    return f"{len(beyond)} of {len(every)} samples lie beyond the axis, up to {format_seconds(max(beyond))}."
+
+
+# -- how to use it --------------------------------------------------------------------------------------------------
+
+
+def _snippets(results: Row) -> dict[str, str]:
+    """Return code that loads the artifact in its runtime, where there is one, and the network in Python."""
+    channels, height, width = results["input_shape"]
+    mean, std = ([round(value, 6) for value in results[key]] for key in ("mean", "std"))
+    network = f"""import edgewise
+import torch
+
+network = edgewise.load(".")  # the folder of this report
+with torch.no_grad():
+    logits = network(torch.zeros(1, {channels}, {height}, {width}))  # images normalised as in training
+"""
+    if results["compressed"]["file_bytes"] is None:
+        return {"Python": network}
+    artifact = f"""import json
+import numpy as np
+import onnxruntime as ort
+from PIL import Image
+
+session = ort.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+image = Image.open("image.png").convert("{"L" if channels == 1 else "RGB"}").resize(({width}, {height}))
+pixels = np.asarray(image, np.float32).reshape({height}, {width}, {channels}) / 255
+inputs = (pixels - {mean}) / {std}  # as in training
+inputs = inputs.transpose(2, 0, 1)[None].astype(np.float32)  # [1, {channels}, {height}, {width}]
+
+[logits] = session.run(None, {{session.get_inputs()[0].name: inputs}})
+classes = json.load(open("results.json", encoding="utf-8"))["classes"]
+print(classes[int(logits.argmax())])
+"""
+    return {"ONNX Runtime": artifact, "Python": network}

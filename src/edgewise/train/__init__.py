@@ -1,0 +1,11 @@
+"""How networks learn: one loop, the methods that take part in it, and what is measured afterwards."""
+
+from edgewise.train.average import WeightAverage
+from edgewise.train.config import TrainConfig
+from edgewise.train.evaluate import evaluate
+from edgewise.train.loop import fit
+from edgewise.train.method import TrainingMethod
+from edgewise.train.recalibrate import recalibrate
+from edgewise.train.schedule import learning_rate
+
+__all__ = ["TrainConfig", "TrainingMethod", "WeightAverage", "evaluate", "fit", "learning_rate", "recalibrate"]

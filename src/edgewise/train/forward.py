@@ -1,0 +1,80 @@
+"""Running somebody's network: where it lies, which mode it is in, what its forward raises."""
+
+import torch
+from torch import Tensor, nn
+
+from edgewise.errors import ModelError, UnknownName, nearest, one_line
+from edgewise.train.config import Precision
+
+
+def forward(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Compute the network's outputs.
+
+    Raises:
+        ModelError: the forward raised, or returned something else than a tensor; the message holds its own.
+    """
+    try:
+        outputs = model(inputs)
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the network
+    except Exception as error:
+        raise ModelError(f"the network's forward raised on inputs {list(inputs.shape)}: {one_line(error)}") from error
+    if not isinstance(outputs, Tensor):
+        raise ModelError(f"the network returned an object of type {type(outputs).__name__}; it must return one tensor")
+    return outputs
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Make the context in which a forward runs with that precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def module_modes(model: nn.Module) -> dict[str, bool]:
+    """Map every module's name to whether it is in training mode."""
+    return {name: module.training for name, module in model.named_modules()}
+
+
+def restore_modes(model: nn.Module, modes: dict[str, bool]) -> None:
+    """Set the modes that `module_modes` found; a module it did not know follows the whole network's."""
+    for name, module in model.named_modules():
+        module.training = modes.get(name, modes[""])
+
+
+def home(model: nn.Module) -> torch.device:
+    """Find the device that the network lies on; the CPU for one without parameters and buffers."""
+    tensors = (*model.parameters(), *model.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Turn "cpu", "cuda" or "cuda:1" into a device that is here, with its index, as the tensors on it name it.
+
+    Raises:
+        UnknownName: there is no such device.
+
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    name = str(device)
+    gpus = torch.cuda.device_count()
+    if name == "cuda" and gpus:
+        return torch.device("cuda", torch.cuda.current_device())
+    known = ["cpu", *(f"cuda:{index}" for index in range(gpus))]
+    if name not in known:
+        raise UnknownName(f'device "{name}" is not here; {nearest(name, known)}')
+    return torch.device(name)
+
+
+def image_layout(inputs: Tensor) -> Tensor:
+    """Lay a batch of images out as channels_last, the layout convolutions are fastest in; others stay."""
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+
+
+def weight_layout(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    """Lay the network's 4-D parameters and buffers out in a memory format, in place."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            # Not contiguous(), which takes a kernel of one input channel for channels_last already and leaves its
+            # strides, by which the convolution then chooses the layout of its output.
+            tensor.data = tensor.data.to(memory_format=memory_format)
+    return model

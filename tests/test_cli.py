@@ -1,0 +1,219 @@
+"""The command as a person runs it: what it prints, one-line errors, exit codes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import small_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def edgewise(*arguments: object, cwd: Path = ROOT, prelude: str = "") -> subprocess.CompletedProcess[str]:
+    code = f"{prelude}\nimport sys; sys.argv[0] = 'edgewise'\nfrom edgewise.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True, text=True, cwd=cwd, check=False, env={**os.environ, "COLUMNS": "160"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_run.write(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Path) -> Path:
+    out = recipe.parent / "run"
+    done = edgewise("compress", recipe, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "of the dense float file" in done.stdout
+    assert "budget" in done.stdout
+    assert "met" in done.stdout
+    assert "06-measure" in done.stdout
+    return out
+
+
+def refused(done: subprocess.CompletedProcess[str], *parts: str, code: int = 2) -> None:
+    """Expect one line on stderr with these parts, nothing on stdout, no traceback."""
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("edgewise: ")
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_check_passes_and_names_a_changed_file(run: Path, tmp_path: Path) -> None:
+    done = edgewise("check", run)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ok ") >= 4
+    assert json.loads(edgewise("check", run, "--json").stdout)[0]["passed"]
+    copy = shutil.copytree(run, tmp_path / "copy")
+    report = copy / "report.html"
+    report.write_bytes(report.read_bytes()[:-2] + b"x\n")
+    refused(edgewise("check", copy), "report.html: was changed after the run")
+
+
+def test_json_is_one_document_and_nothing_else(run: Path, recipe: Path, tmp_path: Path) -> None:
+    done = edgewise("compress", recipe, "--out", tmp_path / "run", "--json", "--set", "budget.size=1 KB")
+    assert done.returncode == 3, "a missed budget"
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["budget"]["size"]["met"] is False
+
+
+def test_measure_compares_with_the_first(run: Path) -> None:
+    files = [run / "dense" / "model.onnx", run / "model.onnx"]
+    rows = json.loads(edgewise("measure", *files, "--seconds", 0.2, "--json").stdout)
+    assert rows[0]["ratio"] == 1.0
+    assert rows[1]["file_bytes"] < rows[0]["file_bytes"]
+    assert len(rows[1]["samples_s"]) >= 10
+    table = edgewise("measure", *files, "--seconds", 0.2)
+    assert table.returncode == 0
+    assert "1.00x" in table.stdout
+
+
+def test_compare_shows_the_pareto_front_and_writes_a_page(run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = edgewise("compare", run, run, "--html", page)
+    assert done.returncode == 0, done.stderr
+    assert "Pareto" in done.stdout
+    assert page.stat().st_size > 1000
+    assert len(json.loads(edgewise("compare", run, "--json").stdout)) >= 1
+
+
+def test_profile_shows_where_the_cost_sits(run: Path) -> None:
+    found = json.loads(edgewise("profile", "resnet20", "--input", "3x32x32", "--json").stdout)
+    assert found["cost"]["params"] == 269722
+    assert sum(layer["macs"] for layer in found["layers"]) == found["cost"]["macs"]
+    text = edgewise("profile", "mobilenet_v2", "--input", "3x224x224", "--classes", 1000).stdout
+    assert "features.18.0" in text
+    assert "3.50 M params" in text
+    small = json.loads(edgewise("profile", run, "--input", "3x28x28", "--json").stdout)
+    assert small["cost"]["macs"] == json.loads((run / "results.json").read_text())["compressed"]["macs"]
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("models", "resnet20"),
+        ("data", "fashion-mnist"),
+        ("methods", "importance: l1"),
+        ("runtimes", "onnxruntime"),
+        ("recipes", "recipes/demo.toml"),
+    ],
+)
+def test_list(what: str, name: str) -> None:
+    assert name in edgewise("list", what).stdout
+    assert name in [row["name"] for row in json.loads(edgewise("list", what, "--json").stdout)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["compress", "none.toml"], ["none.toml: no such recipe"]),
+        (["compress", "recipes/demo.toml", "--set", "step.0.epoch=3"], ['unknown key "step.0.epoch"', '"epochs"']),
+        (["compress", "recipes/demo.toml", "--set", "model=resnet21"], ['"resnet21"', 'did you mean "resnet20"']),
+        (["compress", "recipes/demo.toml", "--set", "data=fashion-mnits"], ["fashion-mnist"]),
+        (["compress", "recipes/demo.toml", "--set", "data=pack:nowhere"], ["pack:nowhere"]),
+        (["compress", "recipes/demo.toml", "--set", "data=cifar10:nowhere"], ["nowhere"]),
+        (["compress", "recipes/demo.toml", "--set", "weights=none.pth"], ["none.pth"]),
+        (["compress", "recipes/demo.toml", "--set", "device=warp"], ["warp"]),
+        (["compress", "recipes/demo.toml", "--set", "budget.latency=3"], ["latency = '3'", "the unit is one of"]),
+        (["profile", "resnet21"], ['did you mean "resnet20"']),
+        (["profile", "resnet20", "--input", "32x32"], ["channels, height and width as 3x32x32"]),
+        (["measure", "none.onnx"], ["none.onnx"]),
+        (["measure", "recipes/demo.toml"], ["demo.toml"]),
+        (["measure", "none.onnx", "--runtime", "onnxruntim"], ["onnxruntime"]),
+        (["check", "recipes"], ["manifest.json: missing; no run folder"]),
+        (["compare", "recipes"], ["recipes"]),
+        (["list", "model"], ['did you mean "models"']),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_line_and_exit_code_2(arguments: list[str], parts: list[str]) -> None:
+    done = edgewise(*arguments, cwd=ROOT)
+    if arguments[:2] == ["measure", "recipes/demo.toml"]:  # a runtime's refusal is a failure, not a wrong word
+        refused(done, *parts, code=1)
+    else:
+        refused(done, *parts)
+    assert not (ROOT / "runs" / "demo").exists() or (ROOT / "runs" / "demo" / "recipe.toml").exists()
+
+
+def test_nothing_is_written_for_a_recipe_that_cannot_start(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    refused(edgewise("compress", recipe, "--out", out, "--set", "model=resnet21"), "resnet21")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("import torch\ndef net(): raise ValueError('my own words')", "my own words"),
+        ("import torch\ndef net(): return torch.nn.Conv2d(3, 10, 3)", "[N, 10]"),
+        ("import torch\nclass N(torch.nn.Module):\n def forward(self, x): raise KeyError('lost')\n"
+         "def net(): return N()", "lost"),
+        ("import torch\ndef net(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(7, 10))", "2352"),
+        ("import torch\nclass N(torch.nn.Module):\n"
+         " def __init__(self):\n  super().__init__(); self.f = torch.nn.Linear(2352, 10)\n"
+         " def forward(self, x): return self.f(x.flatten(1).cumsum(1))\ndef net(): return N()",
+         "aten.cumsum"),
+        ("def other(): pass", "net"),
+    ],
+)  # fmt: skip
+def test_a_network_of_the_users_that_does_not_work(recipe: Path, tmp_path: Path, body: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text(body)
+    done = edgewise("compress", recipe, "--out", tmp_path / "run", "--set", f"model={tmp_path}/mine.py:net")
+    refused(done, message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_folder_with_one_class_or_a_broken_image(recipe: Path, tmp_path: Path) -> None:
+    for kind in ("cat", "dog"):
+        (tmp_path / "images" / kind).mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (40, 40), (20 * number, 0, 0)).save(tmp_path / "images" / kind / f"{number}.png")
+    (tmp_path / "images" / "dog" / "3.png").write_bytes(b"no image")
+    arguments = ("compress", recipe, "--out", tmp_path / "run", "--set", f"data=folder:{tmp_path}/images")
+    refused(edgewise(*arguments), "3.png")
+    for path in (tmp_path / "images" / "dog").iterdir():
+        path.unlink()
+    (tmp_path / "images" / "dog").rmdir()
+    refused(edgewise(*arguments), "class")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_do_not_fit_name_the_keys(recipe: Path, run: Path, tmp_path: Path) -> None:
+    weights = run / "model.safetensors"  # pruned: other shapes
+    done = edgewise("compress", recipe, "--out", tmp_path / "run", "--set", f"weights={weights}")
+    refused(done, "3.a.weight")
+
+
+def test_an_existing_folder_needs_resume(recipe: Path, run: Path) -> None:
+    refused(edgewise("compress", recipe, "--out", run), "exists already; take --resume")
+
+
+def test_a_loss_that_diverges_ends_with_exit_code_1(recipe: Path, tmp_path: Path) -> None:
+    done = edgewise("compress", recipe, "--out", tmp_path / "run", "--json", "--set", "step.0.lr=1e30")
+    refused(done, "step 01-train", "epoch 1", code=1)
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_no_half_file(recipe: Path, tmp_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+    out = tmp_path / "run"
+    done = edgewise("compress", recipe, "--out", out, "--json", prelude=limit)
+    refused(done, "disk")
+    assert not [p for p in out.rglob("*") if p.is_file() and ".partial" in p.name and p.suffix == ".partial"]
+    resumed = edgewise("compress", recipe, "--out", out, "--resume", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_without_arguments_it_helps() -> None:
+    done = edgewise()
+    assert "compress" in done.stdout
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,154 @@
+"""Recipes: what is read, what is refused and in which words."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from edgewise.errors import RecipeError
+from edgewise.recipe import Prune, Recipe, Train, parse, read, to_toml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+GOOD = """
+model = "resnet20"
+data = "fashion-mnist"
+[budget]
+size = "120 KB"
+drop = 1
+[[step]]
+kind = "train"
+epochs = 3
+[[step]]
+kind = "prune"
+keep_macs = 0.5
+[[step]]
+kind = "train"
+epochs = 2
+[[step.method]]
+kind = "distill"
+temperature = 2.0
+[[step]]
+kind = "quantize"
+[[step]]
+kind = "export"
+[[step]]
+kind = "measure"
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_recipe_becomes_a_value(tmp_path: Path) -> None:
+    recipe = read(write(tmp_path, GOOD))
+    assert (recipe.name, recipe.model, recipe.dense_at) == ("mine", "resnet20", 1)
+    assert [step.kind for step in recipe.step] == ["train", "prune", "train", "quantize", "export", "measure"]
+    assert isinstance(recipe.step[0], Train)
+    assert isinstance(recipe.step[1], Prune)
+    assert recipe.step[2].method[0].temperature == 2.0
+    assert recipe.budget is not None
+    assert recipe.budget.drop == 1.0
+
+
+def test_written_out_and_read_back_it_is_the_same(tmp_path: Path) -> None:
+    recipe = read(write(tmp_path, GOOD))
+    assert read(write(tmp_path, to_toml(recipe))) == recipe
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_our_own_recipes_are_valid(path: Path) -> None:
+    assert isinstance(read(path), Recipe)
+
+
+def test_settings_can_be_changed(tmp_path: Path) -> None:
+    changes = ["step.0.epochs=9", "seed = 3", "step.1.importance=l1", "budget.latency=1 ms", "step.0.augment=['flip']"]
+    recipe = read(write(tmp_path, GOOD), changes)
+    assert (recipe.step[0].epochs, recipe.seed, recipe.step[1].importance) == (9, 3, "l1")
+    assert recipe.budget.latency == "1 ms"
+    assert recipe.step[0].augment == ("flip",)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('data = "fashion-mnist"', "", 'the key "data" is missing'),
+        ('model = "resnet20"', 'modle = "resnet20"', 'unknown key "modle"; did you mean "model"?'),
+        ("epochs = 3", "epoch = 3", 'unknown key "step.0.epoch"; did you mean "epochs"?'),
+        (
+            "temperature = 2.0",
+            "temprature = 2.0",
+            'unknown key "step.2.method.0.temprature"; did you mean "temperature"?',
+        ),
+        ('size = "120 KB"', 'sice = "120 KB"', 'unknown key "budget.sice"; did you mean "size"?'),
+        ('kind = "prune"', 'kind = "prunes"', 'step.1.kind = "prunes" is unknown; did you mean "prune"?'),
+        ('kind = "prune"', "", "step.1 has no kind; known: export, measure, prune, quantize, train"),
+        ('kind = "distill"', 'kind = "distil"', 'step.2.method.0.kind = "distil" is unknown; did you mean "distill"?'),
+        ("epochs = 3", 'epochs = "3"', 'step.0.epochs = "3": it should be a valid integer'),
+        ("epochs = 3", "epochs = 3.5", "step.0.epochs = 3.5: it should be a valid integer"),
+        ("epochs = 3", "epochs = true", "step.0.epochs = true: it should be a valid integer"),
+        ("keep_macs = 0.5", "keep_macs = 1.5", "step.1: keep_macs = 1.5: a share to keep lies in (0, 1]"),
+        ("keep_macs = 0.5", "keep_macs = 0", "keep_macs = 0.0: a share to keep lies in (0, 1]"),
+        ("keep_macs = 0.5", "round_to = 8", "say how much to keep"),
+        (
+            "keep_macs = 0.5",
+            'keep_macs = 0.5\nimportance = "l3"',
+            "step.1.importance = \"l3\": it should be 'l1', 'l2'",
+        ),
+        ('size = "120 KB"', 'size = "120"', "budget: size = '120': the unit is one of"),
+        ('size = "120 KB"', 'size = "120 seconds"', "budget: size = '120 seconds': the unit is one of"),
+        ('size = "120 KB"', "size = 120", "budget.size = 120: it should be a valid string"),
+        (
+            '[[step]]\nkind = "train"\nepochs = 3',
+            '[[step]]\nkind = "measure"',
+            "step.0 (measure) has nothing to measure",
+        ),
+        ('kind = "quantize"', 'kind = "quantize"\n[[step]]\nkind = "train"', "step.4 (train) comes after quantize"),
+        ("epochs = 3", 'epochs = 3\n[[step.method]]\nkind = "distill"', "put it after the prune step"),
+        ('data = "fashion-mnist"', 'data = "fashion-mnist"\nheld = 1.0', "held = 1.0: a share between 0 and 1"),
+        ('data = "fashion-mnist"', 'data = "fashion-mnist"\nseed = -1', "seed = -1: 0 to"),
+        ('data = "fashion-mnist"', 'data = "fashion-mnist"\nname = "../x"', "name = '../x'"),
+        ('kind = "measure"', 'kind = "measure"\nthreads = 0', "threads = 0: at least 1"),
+        ('kind = "quantize"', 'kind = "quantize"\nscheme = "int3"', "step.3.scheme"),
+        ("model =", "model", "no valid TOML"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    path = write(tmp_path, GOOD.replace(old, new, 1))
+    with pytest.raises(RecipeError, match=re.escape(message)) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such recipe"):
+        read(tmp_path / "none.toml")
+    with pytest.raises(RecipeError, match="Is a directory"):
+        read(tmp_path)
+
+
+def test_a_recipe_needs_a_step() -> None:
+    with pytest.raises(RecipeError, match=re.escape("at least one [[step]]")):
+        parse({"model": "resnet20", "data": "fashion-mnist", "step": []})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("step.9.epochs=3", 'step has the entries 0 to 5, not "9"'),
+        ("step.x.epochs=3", 'step has the entries 0 to 5, not "x"'),
+        ("epochs", "write it as step.0.epochs=3"),
+        ("step.0=3", "name a key of step.0"),
+        ("seed.x=3", 'seed = {"x": 3}: it should be a valid integer'),
+        ("step.0.epoch=3", 'unknown key "step.0.epoch"'),
+        ("model.x=3", "is a value, not a table"),
+    ],
+)
+def test_a_wrong_change_is_refused(tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        read(write(tmp_path, GOOD), [change])

@@ -1,0 +1,39 @@
+"""Trains with a checkpoint and kills itself: python training_to_kill.py CASE CHECKPOINT STEP."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from edgewise.distill import Distill, LogitDistillation
+from edgewise.train import TrainConfig, TrainingMethod
+from train.tiny import tiny_net
+
+CASES = {
+    "sgd, average, distillation": TrainConfig(epochs=4, batch=32, lr=0.05, ema=0.9),
+    "adamw, bfloat16, mixup": TrainConfig(
+        epochs=4, batch=32, optimizer="adamw", lr=0.01, precision="bfloat16", augment=("crop", "mixup")
+    ),
+}
+
+
+def methods(case: str) -> list[TrainingMethod]:
+    """Make the case's methods."""
+    return [LogitDistillation(tiny_net(seed=5), Distill())] if "distillation" in case else []
+
+
+if __name__ == "__main__":
+    from edgewise.train import fit
+    from train.tiny import TASK, tiny_split
+
+    _, name, path, last = sys.argv
+
+    def die(what: str, done: int, total: int) -> None:
+        """End without any clean-up, as a machine that loses its power."""
+        if done == int(last):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    fit(tiny_net(), TASK, tiny_split(100), CASES[name], methods=methods(name), checkpoint=Path(path), progress=die)
