@@ -14,12 +14,12 @@ import time
 import warnings
 
 import numpy as np
+import timm
 import torch
 import torch_pruning as tp
-import torchvision_stub  # noqa: F401 - timm imports torchvision, which has no build beside CPU torch
-import timm
 from torch import nn
 
+import torchvision_stub  # noqa: F401 - timm imports torchvision, which has no build beside CPU torch
 from edgewise.cost import Budget, cost_of
 from edgewise.graph import shrink, trace
 from edgewise.prune import allocate, score

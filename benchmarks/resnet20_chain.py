@@ -5,7 +5,7 @@ latency. Both sides recover with the same training (distillation from the dense 
 every file is measured in one process, interleaved. What differs is the pruning and the quantiser's settings: theirs are
 the ones users of ONNX Runtime take for CNNs (U8S8, per channel).
 
-Every stage leaves its file in the work folder and is skipped when it is there, so the script can be stopped at any time.
+Every stage leaves its file in the work folder and is skipped when it is there: the script can be stopped at any time.
 """
 
 import argparse
@@ -114,8 +114,9 @@ def theirs(dense: nn.Module, round_to: int) -> nn.Module:
 
 def report(networks: dict[str, nn.Module], task, images, work: Path) -> None:
     """Export, quantise and measure every network, and print the table."""
-    from edgewise.data import normalize
     from edgewise.devices.measure import measure
+
+    from edgewise.data import normalize
     from edgewise.export.onnx import export
     from edgewise.export.verify import outputs
     from edgewise.quantize.static import Quantize, quantize_static

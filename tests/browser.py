@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from select import select
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -53,8 +53,8 @@ class Page:
         requests: every address that was asked for, the page's own included.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], write: int, read: int) -> None:
-        self._process, self._write, self._read = process, write, read
+    def __init__(self, write: int, read: int) -> None:
+        self._write, self._read = write, read
         self._buffer, self._last, self._session = b"", 0, ""
         self._loaded: set[str] = set()
         self.complaints: list[str] = []
@@ -100,6 +100,7 @@ class Page:
         end = monotonic() + PATIENCE_S
         while not self.evaluate(expression):
             assert monotonic() < end, f"never became true: {expression}"
+            sleep(0.02)
 
     def screenshot(self, path: Path) -> None:
         """Write a picture of the whole page."""
@@ -150,7 +151,7 @@ def browser() -> Iterator[Page]:
         os.close(theirs_in)
         os.close(theirs_out)
         try:
-            yield Page(process, ours_out, ours_in)
+            yield Page(ours_out, ours_in)
         finally:
             os.close(ours_out)  # a browser whose pipe closes ends itself
             os.close(ours_in)

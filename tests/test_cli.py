@@ -119,14 +119,14 @@ def test_list(what: str, name: str) -> None:
     [
         (["compress", "none.toml"], ["none.toml: no such recipe"]),
         (["compress", "recipes/demo.toml", "--set", "step.0.epoch=3"], ['unknown key "step.0.epoch"', '"epochs"']),
-        (["compress", "recipes/demo.toml", "--set", "model=resnet21"], ['"resnet21"', 'did you mean "resnet20"']),
+        (["compress", "recipes/demo.toml", "--set", "model=resnet21"], ['"resnet21"', 'did you mean "resnet']),
         (["compress", "recipes/demo.toml", "--set", "data=fashion-mnits"], ["fashion-mnist"]),
         (["compress", "recipes/demo.toml", "--set", "data=pack:nowhere"], ["pack:nowhere"]),
         (["compress", "recipes/demo.toml", "--set", "data=cifar10:nowhere"], ["nowhere"]),
         (["compress", "recipes/demo.toml", "--set", "weights=none.pth"], ["none.pth"]),
         (["compress", "recipes/demo.toml", "--set", "device=warp"], ["warp"]),
-        (["compress", "recipes/demo.toml", "--set", "budget.latency=3"], ["latency = '3'", "the unit is one of"]),
-        (["profile", "resnet21"], ['did you mean "resnet20"']),
+        (["compress", "recipes/demo.toml", "--set", "budget.latency='3'"], ["latency = '3'", "the unit is one of"]),
+        (["profile", "resnet21"], ['did you mean "resnet']),
         (["profile", "resnet20", "--input", "32x32"], ["channels, height and width as 3x32x32"]),
         (["measure", "none.onnx"], ["none.onnx"]),
         (["measure", "recipes/demo.toml"], ["demo.toml"]),
@@ -155,7 +155,7 @@ def test_nothing_is_written_for_a_recipe_that_cannot_start(recipe: Path, tmp_pat
     ("body", "message"),
     [
         ("import torch\ndef net(): raise ValueError('my own words')", "my own words"),
-        ("import torch\ndef net(): return torch.nn.Conv2d(3, 10, 3)", "[N, 10]"),
+        ("import torch\ndef net(): return torch.nn.Conv2d(3, 10, 3)", "[2, 10, 26, 26]"),
         ("import torch\nclass N(torch.nn.Module):\n def forward(self, x): raise KeyError('lost')\n"
          "def net(): return N()", "lost"),
         ("import torch\ndef net(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(7, 10))", "2352"),
@@ -191,7 +191,7 @@ def test_an_image_folder_with_one_class_or_a_broken_image(recipe: Path, tmp_path
 def test_weights_that_do_not_fit_name_the_keys(recipe: Path, run: Path, tmp_path: Path) -> None:
     weights = run / "model.safetensors"  # pruned: other shapes
     done = edgewise("compress", recipe, "--out", tmp_path / "run", "--set", f"weights={weights}")
-    refused(done, "3.a.weight")
+    refused(done, "1.bias [8] for [16]")
 
 
 def test_an_existing_folder_needs_resume(recipe: Path, run: Path) -> None:

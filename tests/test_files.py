@@ -32,20 +32,28 @@ def test_a_folder_appears_when_the_block_ends_well(tmp_path):
     assert not partial_folder(target).exists()
 
 
-def test_a_folder_that_fails_stays_away_and_the_next_try_starts_empty(tmp_path):
+def test_a_folder_that_fails_stays_away_and_can_be_gone_on_with(tmp_path):
     target = tmp_path / "step"
-    with pytest.raises(RuntimeError), whole_folder(target) as partial:
-        (partial / "x").write_text("1")
-        raise RuntimeError
+
+    def fail():
+        with whole_folder(target) as partial:
+            (partial / "x").write_text("1")
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        fail()
     assert not target.exists()
     with whole_folder(target, keep_partial=True) as partial:
-        assert (partial / "x").exists()
-        (partial / "x").unlink()
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "b") as partial:
-        (partial / "x").write_text("1")
-        raise RuntimeError
-    with whole_folder(tmp_path / "b") as partial:
-        assert not (partial / "x").exists()
+        assert (partial / "x").read_text() == "1"
+    assert (target / "x").exists()
+
+
+def test_the_next_try_starts_empty_unless_told_otherwise(tmp_path):
+    partial = partial_folder(tmp_path / "step")
+    partial.mkdir()
+    (partial / "x").write_text("1")
+    with whole_folder(tmp_path / "step") as empty:
+        assert not list(empty.iterdir())
 
 
 def test_json_has_one_form_and_no_nan(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from html.parser import HTMLParser
@@ -92,6 +94,13 @@ def test_the_fingerprints_of_files_have_no_part_in_the_report() -> None:
     results, manifest = good()
     bare = {key: value for key, value in manifest.items() if key not in ("files", "seal")}
     assert report.render(results, bare) == report.render(results, {**manifest, "seal": "ab"})
+
+
+def test_the_report_is_imported_without_what_draws_it() -> None:
+    code = (
+        "import sys, edgewise.report; print({'altair', 'jinja2', 'vl_convert', 'torch', 'numpy'} & sys.modules.keys())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
 # -- what it says ---------------------------------------------------------------------------------------------------
@@ -308,9 +317,10 @@ def test_write_names_what_it_cannot_read(tmp_path: Path) -> None:
     (run / "results.json").write_text('{"rows": [')
     with pytest.raises(RunFolderError, match=r"results\.json: cannot be read"):
         report.write(run)
-    (run / "results.json").write_text("[1]")
-    with pytest.raises(RunFolderError, match="holds no results"):
-        report.write(run)
+    for other in ("[1]", "{}", '{"rows": []}'):
+        (run / "results.json").write_text(other)
+        with pytest.raises(RunFolderError, match="holds nothing of a run"):
+            report.write(run)
     with pytest.raises(RunFolderError, match="a file, not a run folder"):
         report.write(run / "results.json")
     assert not (run / "report.html").exists()

@@ -63,7 +63,7 @@ def read_run(run: Path, name: str) -> dict[str, Any]:
     """Read results.json or manifest.json of a run folder.
 
     Raises:
-        RunFolderError: the folder or the file is missing, or the file is no JSON object.
+        RunFolderError: the folder or the file is missing, or the file holds something else.
     """
     path = run / name
     try:
@@ -75,8 +75,8 @@ def read_run(run: Path, name: str) -> dict[str, Any]:
         raise RunFolderError(f"{run}: a file, not a run folder") from None
     except ValueError as error:
         raise RunFolderError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict):
-        raise RunFolderError(f"{path}: holds no results of a run")
+    if not isinstance(value, dict) or (name == RESULTS and not value.get("rows")):
+        raise RunFolderError(f"{path}: holds nothing of a run")
     return value
 
 

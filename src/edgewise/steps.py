@@ -277,7 +277,7 @@ def dense_reference(context: Context, before: Path, after: Path) -> Result:
     checks = [compare_float(model, artifact, context.inputs(context.data.held, CHECKED_IMAGES))]
     require(checks)
     figures = {"file_bytes": artifact.stat().st_size}
-    result = {"row": row(context, model, **figures), "checks": _dicts(checks), "notes": []}
+    result: Result = {"row": row(context, model, **figures), "checks": _dicts(checks), "notes": []}
     result["seconds"] = time.perf_counter() - started
     write_json(after / "result.json", result)
     return result

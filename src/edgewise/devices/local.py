@@ -1,0 +1,167 @@
+"""This machine: what it is, and how artifacts are run on it in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import edgewise
+from edgewise.devices.base import Job, Progress, Samples
+from edgewise.errors import EdgewiseError, MeasurementFailed, UserError
+
+PACKAGES = ("torch", "numpy", "onnx", "onnxruntime")
+# Flags of processors that decide how fast 8-bit and 16-bit numbers are multiplied.
+NOTABLE_FLAGS = (
+    *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimddp", "i8mm", "bf16", "sve"),
+)
+ERRORS: dict[str, type[EdgewiseError]] = {"UserError": UserError, "MeasurementFailed": MeasurementFailed}
+
+
+class LocalDevice:
+    """This machine's processor; every job runs in fresh processes, so that nothing of this one is measured."""
+
+    def run(self, job: Job, progress: Progress = None) -> list[Samples]:
+        """Run a job: all artifacts in turn in one process for the latencies, then each in its own for the memory.
+
+        Raises:
+            UserError: more threads than cores, or an input whose shape is not known.
+            MeasurementFailed: the runtime cannot load or run an artifact.
+        """
+        cores = available_cores()
+        if not 1 <= job.threads <= cores:
+            raise UserError(f"threads = {job.threads}: this machine has {cores} cores to use; give 1 to {cores}")
+        timed = ask_worker(_request("latency", job, job.artifacts), job.seconds, progress)
+        held = [ask_worker(_request("memory", job, (path,)))["resident_bytes"] for path in job.artifacts]
+        return [
+            Samples(tuple(samples), resident, timed["version"], cpu_name())
+            for samples, resident in zip(timed["samples_s"], held, strict=True)
+        ]
+
+
+def ask_worker(request: dict[str, Any], seconds: float = 0.0, progress: Progress = None) -> dict[str, Any]:
+    """Start the worker, hand it a request, and return its answer.
+
+    Args:
+        request: as `edgewise.devices.worker` reads it.
+        seconds: how long it will take, for the progress.
+        progress: is told ("measure", milliseconds passed, milliseconds in all).
+
+    Raises:
+        UserError: what the worker found wrong with the request.
+        MeasurementFailed: the runtime failed, or the process ended without an answer.
+    """
+    command = [sys.executable, "-P", "-m", "edgewise.devices.worker"]  # -P: no module of the working folder is meant
+    total = round(seconds * 1000)
+    last: dict[str, Any] = {}
+    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as errors:
+        asked.write(json.dumps(request).encode())
+        asked.seek(0)
+        with subprocess.Popen(
+            command, stdin=asked, stdout=subprocess.PIPE, stderr=errors, env=_environment(), encoding="utf-8"
+        ) as process:
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    last = _message(line)
+                    if "passed_s" in last and progress is not None:
+                        progress("measure", min(round(last["passed_s"] * 1000), total), total)
+            except BaseException:
+                process.kill()
+                raise
+        if "error" in last:
+            raise ERRORS[last["error"]](last["message"])
+        if "answer" not in last:
+            errors.seek(0)
+            stderr = errors.read().decode(errors="replace")
+            raise MeasurementFailed(_ended(request["artifacts"], process.returncode, stderr))
+    if progress is not None:
+        progress("measure", total, total)
+    answer: dict[str, Any] = last["answer"]
+    return answer
+
+
+def available_cores() -> int:
+    """Count the cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """Describe this machine and the software on it, for a manifest: plain JSON, nothing that names its owner."""
+    import psutil
+
+    return {
+        "cpu": cpu_name(),
+        "cores": available_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "cpu_flags": [flag for flag in NOTABLE_FLAGS if flag in _cpu_flags()],
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+    }
+
+
+@cache
+def cpu_name() -> str:
+    """Return the processor's name as the system knows it."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    facts = _cpuinfo()
+    return set(facts.get("flags", facts.get("Features", "")).split())
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Read what Linux says of the first core; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    lines = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in lines}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _request(task: str, job: Job, artifacts: tuple[Path, ...]) -> dict[str, Any]:
+    return {**asdict(job), "task": task, "artifacts": [str(path) for path in artifacts]}
+
+
+def _message(line: str) -> dict[str, Any]:
+    """Read a line of the worker's; one that a kill cut short says nothing."""
+    try:
+        message: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return message
+
+
+def _environment() -> dict[str, str]:
+    """Let the worker find the package that is running here, installed or not."""
+    source = str(Path(edgewise.__file__).resolve().parents[1])
+    inherited = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": source + (os.pathsep + inherited if inherited else "")}
+
+
+def _ended(artifacts: list[str], code: int, errors: str) -> str:
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    return f"{', '.join(artifacts)}: the measuring process {how}" + (f": {lines[-1]}" if lines else "")

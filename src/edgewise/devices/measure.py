@@ -1,0 +1,71 @@
+"""Artifacts side by side: latency, memory and size, all measured in the same conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgewise.devices.base import RUNTIMES, Device, Job, Measurement, Progress
+from edgewise.devices.local import LocalDevice
+from edgewise.errors import UnknownName, UserError, nearest
+
+
+def measure(
+    artifacts: Sequence[Path],
+    *,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    seconds: float = 3.0,
+    rounds: int = 20,
+    input_shape: tuple[int, int, int] | None = None,
+    progress: Progress = None,
+    device: Device | None = None,
+) -> list[Measurement]:
+    """Run artifacts in turn in one fresh process, on random inputs, and keep every sample.
+
+    Ratios of latencies taken together hold; absolute times move from day to day and machine to machine. The memory is
+    found in further processes, one for each artifact. Batch 1 where a file leaves its batch axis open.
+
+    Args:
+        artifacts: their files; the first is the reference.
+        runtime: a name of `edgewise list runtimes`.
+        threads: how many threads the runtime may use, each pinned to a core where the system can.
+        seconds: for how long at least, all artifacts together; at most 5000 samples each are taken.
+        rounds: how many turns of 5 runs each has at least, within ten times `seconds`.
+        input_shape: ``(C, H, W)`` for axes that a file leaves open.
+        progress: is told (what, done, total).
+        device: where; this machine by default.
+
+    Returns:
+        One measurement an artifact, in their order.
+
+    Raises:
+        UnknownName: there is no such runtime.
+        UserError: a file is missing, its input's shape is not known, or there are fewer cores than threads.
+        MeasurementFailed: the runtime cannot load or run an artifact.
+    """
+    if not artifacts:
+        raise ValueError("artifacts is empty; give at least one file")
+    if runtime not in RUNTIMES:
+        raise UnknownName(f'runtime "{runtime}" is unknown; {nearest(runtime, RUNTIMES)}')
+    if not seconds > 0 or rounds < 1:
+        raise ValueError(f"seconds = {seconds}, rounds = {rounds}: both must be positive")
+    paths = tuple(Path(path) for path in artifacts)
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+    job = Job(paths, runtime, threads, seconds, rounds, input_shape)
+    answers = (device or LocalDevice()).run(job, progress)
+    return [
+        Measurement(
+            artifact=str(path),
+            runtime=runtime,
+            version=samples.version,
+            threads=threads,
+            cpu=samples.cpu,
+            samples_s=samples.latencies_s,
+            resident_bytes=samples.resident_bytes,
+            file_bytes=path.stat().st_size,
+        )
+        for path, samples in zip(paths, answers, strict=True)
+    ]

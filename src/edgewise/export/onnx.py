@@ -1,0 +1,118 @@
+"""A network as an ONNX file: float32, any batch size, one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from edgewise.errors import ModelError
+from edgewise.export.compact import write
+from edgewise.export.quiet import quietly
+from edgewise.graph.trace import evaluating
+from edgewise.train.forward import forward, home
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+INPUT, OUTPUT, BATCH = "input", "logits", "batch"
+OPSET = 20  # the first with Gelu
+
+
+def export(model: nn.Module, example: Tensor, path: Path) -> Path:
+    """Write a network as an ONNX file, in evaluation mode.
+
+    Batch normalisations are folded into the convolutions before them and constants are computed, so that the file is
+    what a runtime would make of the network anyway. Input and output are called "input" and "logits", their first
+    axis "batch", and it takes any length. The network is left as it was; nothing is printed.
+
+    Args:
+        model: one tensor in, one tensor out, in float32.
+        example: an input ``[N, C, H, W]`` float32; its values do not matter.
+        path: where the file goes; written whole or not at all.
+
+    Raises:
+        ModelError: the forward raises, returns something else than a float32 tensor, mixes the images of a batch or
+            takes only one batch size, or holds something that ONNX has no word for.
+    """
+    inputs = torch.cat([example[:1]] * 2).to(home(model))  # a batch of one would be taken for a constant
+    with torch.no_grad(), evaluating(model):
+        outputs = forward(model, inputs)
+        if outputs.dtype != torch.float32 or outputs.dim() == 0 or len(outputs) != len(inputs):
+            kind = str(outputs.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"the network returned {kind} {list(outputs.shape)} for float32 inputs {list(inputs.shape)}; "
+                f"it must return float32 [{len(inputs)}, ...]"
+            )
+        network = _to_onnx(model, inputs)
+    pool_globally_(network.graph)
+    return write(network, path)
+
+
+def _to_onnx(model: nn.Module, inputs: Tensor) -> ir.Model:
+    """Translate a network by running it symbolically."""
+    try:
+        with quietly():
+            program = torch.onnx.export(
+                model,
+                (inputs,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ModelError(f"the network cannot be written as ONNX: {_cause(error)}") from error
+    assert program is not None
+    network = program.model
+    shapes = [value.shape for value in (*network.graph.inputs, *network.graph.outputs)]
+    if any(shape is None or isinstance(shape[0], int) for shape in shapes):
+        raise ModelError(
+            "the network takes one batch size only: its forward has the length of the batch written into it"
+        )
+    return network
+
+
+def _cause(error: BaseException) -> str:
+    """Find what lies at the bottom of an exporter's exception, and say the first line of it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first_line}"
+
+
+def pool_globally_(graph: ir.Graph) -> None:
+    """Say "global average pooling" for a mean over height and width, in place.
+
+    The exporter takes poolings apart into means. Runtimes have an integer kernel for the pooling and none for the
+    mean, so that a quantised network would leave its integers there.
+    """
+    import onnx_ir as ir
+
+    for mean in list(graph):
+        if mean.op_type != "ReduceMean" or not _is_over_space(mean):
+            continue
+        pooled = [ir.node("GlobalAveragePool", mean.inputs[:1])]
+        keepdims = mean.attributes.get("keepdims")
+        if keepdims is not None and keepdims.as_int() == 0:
+            pooled.append(ir.node("Flatten", pooled[0].outputs))
+        old, new = mean.outputs[0], pooled[-1].outputs[0]
+        new.shape, new.type = old.shape, old.type
+        graph.insert_before(mean, pooled)
+        if old in graph.outputs:
+            graph.outputs[graph.outputs.index(old)] = new
+            new.name, old.name = old.name, None
+        ir.convenience.replace_all_uses_with(old, new)
+        graph.remove(mean, safe=True)
+
+
+def _is_over_space(mean: ir.Node) -> bool:
+    """Say whether a mean is taken over the last two of four axes."""
+    source, axes = mean.inputs[0], mean.inputs[1] if len(mean.inputs) > 1 else None
+    if source is None or source.shape is None or len(source.shape) != 4 or axes is None or axes.const_value is None:
+        return False
+    return sorted(int(axis) % 4 for axis in axes.const_value.numpy()) == [2, 3]

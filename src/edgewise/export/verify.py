@@ -1,0 +1,205 @@
+"""Proofs: a file computes what its network computes, and two networks compute the same.
+
+A `Check` holds what was found beside what was allowed, so that a manifest can be read without the code. Finding and
+judging are separate: the functions here return checks, `require` stops at one that failed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgewise.devices.session import open_session
+from edgewise.errors import CheckFailed, MeasurementFailed, one_line
+from edgewise.graph.trace import evaluating
+from edgewise.train.forward import forward
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Check:
+    """One equality that was looked at.
+
+    Args:
+        name: what should hold.
+        passed: whether it does.
+        value: what was found.
+        limit: the most or the least it may be.
+        unit: of both, such as "of the largest output".
+        detail: on what it was found.
+    """
+
+    name: str
+    passed: bool
+    value: float
+    limit: float
+    unit: str
+    detail: str = ""
+
+
+def outputs(path: Path, inputs: Tensor, threads: int | None = None, *, batch: int = BATCH) -> Tensor:
+    """Compute an ONNX file's outputs in ONNX Runtime.
+
+    Args:
+        path: a file with one float32 input and one output.
+        inputs: ``[N, C, H, W]`` float32.
+        threads: how many threads it may use; by default one for each core.
+        batch: how many images at a time.
+
+    Returns:
+        ``[N, classes]`` float32.
+
+    Raises:
+        UserError: there is no such file.
+        MeasurementFailed: ONNX Runtime cannot load the file, or not run it on these inputs.
+    """
+    session = open_session(path, threads)
+    name = session.get_inputs()[0].name
+    try:
+        parts = [session.run(None, {name: part.numpy()})[0] for part in torch.split(inputs.detach().cpu(), batch)]
+    except Exception as error:
+        shape = list(inputs.shape)
+        raise MeasurementFailed(f"{path}: ONNX Runtime cannot run it on inputs {shape}: {one_line(error)}") from error
+    return torch.cat([torch.from_numpy(part) for part in parts])
+
+
+def compare_float(model: nn.Module, path: Path, inputs: Tensor, *, limit: float = 1e-4) -> Check:
+    """Find how far a float file's outputs are from the network's: max |file - network| / max |network|.
+
+    The file runs once on all inputs in large batches, and on some of them one by one, since its batch axis is open.
+
+    Args:
+        model: what was exported; it is run in evaluation mode.
+        path: the file.
+        inputs: real ones, ``[N, C, H, W]`` float32.
+        limit: float32 has 24 bits, and each layer rounds in an order of its own; a fault shows far above this.
+    """
+    expected = network_outputs(model, inputs)
+    single = min(len(inputs), 8)
+    error = max(
+        relative_error(outputs(path, inputs), expected),
+        relative_error(outputs(path, inputs[:single], batch=1), expected[:single]),
+    )
+    detail = f"{len(inputs)} images in batches of up to {BATCH}, {single} of them also one by one"
+    return _at_most("exported equals network", error, limit, "of the largest output", detail)
+
+
+def compare_int8(
+    model: nn.Module, path: Path, inputs: Tensor, *, agreement: float = 0.8, error: float = 0.3
+) -> list[Check]:
+    """Find how far a quantised file's outputs are from the float network's, in classes and in logits.
+
+    Quantising costs something, and what it may cost is for the accuracy to judge. These limits are to catch a file
+    that is broken: wrong ranges and saturating kernels leave far less agreement, while a sound file of a network that
+    learnt something lies well inside. A trained ResNet-20 agreed on 98 % with a logit error of 0.035, MobileNetV2 with
+    its 1000 classes on 95 % with 0.2.
+
+    Args:
+        model: the float network that was quantised; it is run in evaluation mode.
+        path: the file.
+        inputs: real ones that were not used to calibrate, ``[N, C, H, W]`` float32.
+        agreement: the least share of images that both give the same class.
+        error: the largest root mean square of the logits' error, as a share of that of the logits.
+    """
+    expected, found = network_outputs(model, inputs), outputs(path, inputs)
+    _require_same_shape(found, expected)
+    same = (found.argmax(1) == expected.argmax(1)).double().mean().item()
+    off = rms_error(found, expected)
+    detail = f"{len(inputs)} images"
+    return [
+        Check(
+            "int8 agrees with network", same >= agreement, same, agreement, "of images, same class, at least", detail
+        ),
+        _at_most("int8 logits near network's", off, error, "of the logits, root mean square", detail),
+    ]
+
+
+def compare_networks(
+    a: nn.Module,
+    b: nn.Module,
+    inputs: Tensor,
+    *,
+    name: str = "networks are equal",
+    limit: float = 1e-4,
+    precision: Literal["float32", "float64"] = "float32",
+) -> Check:
+    """Find how far two networks' outputs are apart: max |a - b| / max |b|.
+
+    Args:
+        a: the one that is judged; both are run in evaluation mode on the CPU, and left as they are.
+        b: the one that it is held against.
+        inputs: ``[N, C, H, W]`` float32.
+        name: what the check is called.
+        limit: of the error; 1e-9 is a fair one in float64.
+        precision: in which both compute.
+    """
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    error = relative_error(network_outputs(a, inputs, dtype), network_outputs(b, inputs, dtype))
+    return _at_most(name, error, limit, "of the largest output", f"{len(inputs)} images, {precision}")
+
+
+def require(checks: Iterable[Check]) -> None:
+    """Go on only if every check passed.
+
+    Raises:
+        CheckFailed: names the first that did not, with its value and limit.
+    """
+    for check in checks:
+        if not check.passed:
+            on = f" ({check.detail})" if check.detail else ""
+            raise CheckFailed(
+                f"check failed: {check.name}: {check.value:.3g} {check.unit}, limit {check.limit:.3g}{on}"
+            )
+
+
+def network_outputs(model: nn.Module, inputs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Compute a network's outputs ``[N, ...]`` on the CPU in evaluation mode, from a copy if it is not as needed."""
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    if any(tensor.device.type != "cpu" or tensor.dtype != dtype for tensor in tensors):
+        model = copy.deepcopy(model).to("cpu", dtype)  # a GPU rounds its convolutions to fewer bits
+    images = inputs.detach().to("cpu", dtype)
+    with torch.no_grad(), evaluating(model):
+        return torch.cat([forward(model, part) for part in torch.split(images, BATCH)])
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Return max |found - expected| / max |expected|; NaN if either holds one, and 0 for equal tensors of zeros.
+
+    >>> relative_error(torch.tensor([1.0, -3.5]), torch.tensor([1.0, -4.0]))
+    0.125
+    """
+    _require_same_shape(found, expected)
+    error = (found - expected).abs().max()
+    return 0.0 if error == 0 else (error / expected.abs().max()).item()
+
+
+def rms_error(found: Tensor, expected: Tensor) -> float:
+    """Return the root mean square of found - expected, divided by that of expected.
+
+    >>> rms_error(torch.tensor([3.0, 0.0]), torch.tensor([3.0, 4.0]))
+    0.800000011920929
+    """
+    _require_same_shape(found, expected)
+    error = (found - expected).norm()
+    return 0.0 if error == 0 else (error / expected.norm()).item()
+
+
+def _require_same_shape(found: Tensor, expected: Tensor) -> None:
+    """Refuse to compare what would only broadcast.
+
+    Raises:
+        CheckFailed: the shapes differ.
+    """
+    if found.shape != expected.shape:
+        raise CheckFailed(f"the outputs have the shape {list(found.shape)}, they must have {list(expected.shape)}")
+
+
+def _at_most(name: str, value: float, limit: float, unit: str, detail: str) -> Check:
+    return Check(name, value <= limit, value, limit, unit, detail)  # NaN is not at most anything
