@@ -43,6 +43,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--recovery", type=int, default=8)
     parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--round-to", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--train-only", action="store_true", help="stop before the table, to train widths side by side")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore")
@@ -55,9 +57,9 @@ def main() -> None:
     dense = trained(options.work / "dense", fresh, task, images, config)
     print(f"dense: {evaluate(dense, task, images.test):.4f}", flush=True)
 
-    recovery = TrainConfig(epochs=options.recovery, lr=0.05, precision=options.precision)
+    recovery = TrainConfig(epochs=options.recovery, lr=0.1, batch=256, precision=options.precision)
     networks = {"dense": dense}
-    for round_to in (8, 16):
+    for round_to in options.round_to:
         for tool, cut in (("edgewise", ours), ("Torch-Pruning", theirs)):
             name = f"{tool} round_to={round_to}"
             small = recalibrate(cut(dense, round_to), task, images.train)
@@ -65,7 +67,8 @@ def main() -> None:
             print(f"{name}: {cost.macs:,} MACs, {cost.params:,} params", flush=True)
             teacher = LogitDistillation(dense, Distill())
             networks[name] = trained(options.work / name.replace(" ", "-"), small, task, images, recovery, [teacher])
-    report(networks, task, images, options.work)
+    if not options.train_only:
+        report(networks, task, images, options.work)
 
 
 def trained(path: Path, model: nn.Module, task, images, config: TrainConfig, methods=()) -> nn.Module:
