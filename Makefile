@@ -21,7 +21,7 @@ check: .venv/.ready
 	$(BIN)/python scripts/import_direction.py
 
 test: .venv/.ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/.ready
 	$(BIN)/python benchmarks/graph_speed.py

@@ -117,9 +117,8 @@ def theirs(dense: nn.Module, round_to: int) -> nn.Module:
 
 def report(networks: dict[str, nn.Module], task, images, work: Path) -> None:
     """Export, quantise and measure every network, and print the table."""
-    from edgewise.devices.measure import measure
-
     from edgewise.data import normalize
+    from edgewise.devices.measure import measure
     from edgewise.export.onnx import export
     from edgewise.export.verify import outputs
     from edgewise.quantize.static import Quantize, quantize_static

@@ -48,6 +48,6 @@ def tiny_net(seed: int = 0) -> TinyNet:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, std=0.3)
         with torch.no_grad():
-            for start in range(20):
-                model(images(64, seed=100 + start))
+            for seed in range(10):
+                model(images(32, seed=100 + seed))
     return model
