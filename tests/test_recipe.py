@@ -59,6 +59,12 @@ def test_written_out_and_read_back_it_is_the_same(tmp_path: Path) -> None:
     assert read(write(tmp_path, to_toml(recipe))) == recipe
 
 
+def test_nothing_to_do_is_written_out_too(tmp_path: Path) -> None:
+    recipe = read(write(tmp_path, GOOD), ["step.0.augment=[]"])
+    assert recipe.step[0].augment == ()
+    assert read(write(tmp_path, to_toml(recipe))) == recipe
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
 def test_our_own_recipes_are_valid(path: Path) -> None:
     assert isinstance(read(path), Recipe)

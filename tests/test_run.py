@@ -219,6 +219,18 @@ def test_a_loss_that_diverges_stops_the_run_with_step_and_epoch(recipe: Path, tm
     assert not (out / "manifest.json").exists()
 
 
+def test_the_users_file_may_change_while_the_run_lasts(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(small_run.NETWORK)
+
+    def log(row: dict[str, object]) -> None:
+        mine.write_text(small_run.NETWORK.replace("nn.ReLU()", "nn.Tanh()"))
+
+    out = compress(read(recipe, [f"model={mine}:tiny"]), tmp_path / "run", log=log).folder
+    assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert "Tanh" not in (out / "builder.py").read_text()
+
+
 def test_pruning_at_initialisation_has_no_trained_dense_network(recipe: Path, tmp_path: Path) -> None:
     steps = "step=[{kind='prune', keep_macs=0.5, importance='random'}, {kind='train', epochs=1, batch=64, lr=0.01}]"
     results = compress(read(recipe, [steps]), tmp_path / "run").results

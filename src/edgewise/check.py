@@ -17,7 +17,7 @@ from edgewise.export.verify import Check, compare_float, compare_int8
 from edgewise.files import canonical_json, read_json, sha256
 from edgewise.recipe import Recipe, read
 from edgewise.run import MANIFEST, RECIPE, RESULTS, files, sealed
-from edgewise.steps import ARTIFACT, CHECKED_IMAGES, Context, read_result
+from edgewise.steps import ARTIFACT, Context, read_result
 
 ACCURACY_LIMIT = 0.005  # another processor rounds differently, which may move an image across a boundary
 
@@ -48,8 +48,8 @@ def check(folder: Path) -> Iterator[Check]:
         f"{recipe.data} against the run's {manifest['data']['checksum'][:19]}",
     )
     context = _context(recipe, folder, images)
-    held = context.inputs(images.held, CHECKED_IMAGES)
-    last = sorted((folder / "steps").iterdir())[-1]
+    held = context.checked()
+    last = folder / "steps" / f"{len(recipe.step):02d}-{recipe.step[-1].kind}"
     artifact = folder / ARTIFACT
     if artifact.exists():
         precision = read_result(last)["artifact"]["precision"]

@@ -311,20 +311,24 @@ def main() -> None:
     from edgewise.errors import EdgewiseError
 
     try:
-        app()
+        code = app(standalone_mode=False)  # or else typer answers in boxes of several lines, and eats Ctrl-C
     except EdgewiseError as error:
         fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        fail("interrupted; go on with --resume", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             fail(f"the disk is full: {error.filename or error.strerror}", 2)
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EISDIR, errno.ENOTDIR):
-            fail(f"{error.filename}: {error.strerror}", 2)
-        raise
+        fail(f"{error.filename or 'the system'}: {error.strerror}", 2)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what typer's errors have in common, from version to version
+            raise
+        fail(f"{error.format_message()} (see edgewise --help)", 2)
+    else:
+        sys.exit(code or 0)
 
 
 def fail(message: str, code: int) -> None:

@@ -174,7 +174,7 @@ def to_toml(recipe: Recipe) -> str:
 
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None and item != ()}
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
         return [_without_none(item) for item in value]
     return value
@@ -267,6 +267,8 @@ def _check_order(recipe: Recipe, source: str) -> None:
             raise RecipeError(f"{where} comes after quantize: train and prune before the network is quantised")
         if isinstance(step, Measure) and not artifact:
             raise RecipeError(f"{where} has nothing to measure: put a quantize or export step before it")
+        if isinstance(step, Train) and step.method and recipe.dense_at == 0 and recipe.weights is None:
+            raise RecipeError(f"{where} distils from this run's dense network, which this recipe never trains")
         if isinstance(step, Train) and step.method and position < recipe.dense_at:
             raise RecipeError(f"{where} distils from this run's dense network: put it after the prune step")
         quantized |= isinstance(step, Quantize)

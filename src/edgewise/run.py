@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -94,9 +94,10 @@ def compress(
     folder = _open(recipe, Path(out) if out else None, resume)
     if (folder / MANIFEST).exists():
         return Finished(folder, read_json(folder / RESULTS))
-    context = Context(**{**vars(context), "folder": folder})
+    context = replace(context, folder=folder)
     _event(folder, "resume" if resume else "start", recipe=recipe.name)
     before = _first(folder, initial, context)
+    context = replace(context, builder=_kept_builder(context.builder, before))
     dense: Path | None = None
     for index, step in enumerate(recipe.step):
         if index == recipe.dense_at:
@@ -182,6 +183,13 @@ def _first(folder: Path, initial: nn.Module, context: Context) -> Path:
         with whole_folder(start) as partial:
             network.save(initial, context.builder, partial)
     return start
+
+
+def _kept_builder(builder: Builder, start: Path) -> Builder:
+    """Build from the run's own copy of the user's file from now on: the original may change while the run lasts."""
+    if not (start / SOURCE).exists():
+        return builder
+    return replace(builder, model=f"{start / SOURCE}:{builder.model.rpartition(':')[2]}")
 
 
 def _dense(context: Context, before: Path) -> Path:
@@ -289,7 +297,8 @@ def _compressed(dense: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
     known = dense["accuracy"] is not None
     return {
         **figures,
-        "drop_pt": (dense["accuracy"] - last["accuracy"]) * 100 if known else None,
+        # Rounded, so that exactly one point does not miss a limit of one point by a float's last bit.
+        "drop_pt": round((dense["accuracy"] - last["accuracy"]) * 100, 9) if known else None,
         "size_ratio": ratio(last["file_bytes"], dense["file_bytes"]),
         "speedup": ratio(dense["latency_s"], last["latency_s"]),
     }
