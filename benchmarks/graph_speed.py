@@ -5,6 +5,9 @@ Half: down to half of the MACs with widths that are multiples of 8; Torch-Prunin
 repeated until the MACs are there, as its users do. The last line is JSON.
 """
 
+import torchvision_stub  # noqa: F401 - before timm, which imports torchvision
+
+# isort: split
 import argparse
 import copy
 import json
@@ -19,7 +22,6 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-import torchvision_stub  # noqa: F401 - timm imports torchvision, which has no build beside CPU torch
 from edgewise.cost import Budget, cost_of
 from edgewise.graph import shrink, trace
 from edgewise.prune import allocate, score
