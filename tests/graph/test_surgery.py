@@ -100,6 +100,16 @@ def test_a_depthwise_convolution_keeps_one_group_a_channel() -> None:
     assert small(EXAMPLE).shape == (1, 2, 30, 30)
 
 
+def test_a_grouped_convolution_with_one_channel_a_group_is_no_depthwise_one() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 2, 1)).double()
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    graph = trace(net, x)
+    keep = {group.name: [1] for group in graph.groups}  # of four offsets one, in both groups
+    small = shrink(net, graph, keep)
+    assert (small[1].groups, small[1].in_channels) == (2, 2)
+    assert torch.allclose(small(x), silence(net, graph, keep)(x))
+
+
 def test_the_new_network_shares_no_memory_and_keeps_mode_and_flags() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)).train()
     net[0].weight.requires_grad_(False)

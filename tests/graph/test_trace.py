@@ -89,6 +89,25 @@ def test_shared_weights_are_one_tensor() -> None:
     assert [(g.name, g.size) for g in graph.groups] == [("stem", 8)]
 
 
+def test_a_module_under_two_names_keeps_its_weights() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 1)
+            self.b = self.a
+            self.head = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.b(x))
+
+    net = Named()
+    weight = net.a.weight
+    assert [(g.name, g.size) for g in trace(net, EXAMPLE).groups] == [("a", 8)]
+    assert net.a.weight is weight
+    assert net.b.weight is weight
+    assert weight.device.type == "cpu"
+
+
 def test_channels_that_reach_the_output_are_frozen() -> None:
     assert trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()), EXAMPLE).groups == ()
 

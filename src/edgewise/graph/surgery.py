@@ -186,7 +186,7 @@ def _mend_convolution(conv: Any) -> None:
     if conv.transposed:
         conv.in_channels, conv.out_channels = shape[0], shape[1] * conv.groups
     else:
-        if conv.groups > 1 and shape[1] == 1:  # depthwise: as many groups as channels that are left
+        if conv.groups > 1 and conv.in_channels == conv.groups:  # depthwise: as many groups as channels that are left
             conv.groups = shape[0] // max(1, conv.out_channels // conv.groups)
         conv.in_channels, conv.out_channels = shape[1] * conv.groups, shape[0]
 

@@ -256,21 +256,27 @@ def run(model: nn.Module, example: Tensor, rules: dict[str, Rule]) -> Tracer:
         ModelError: the forward raised, or its output is not one tensor.
     """
     tracer = Tracer(model)
+    # A tensor or module under several names is entered under its first one; a module is swapped in once only, since
+    # `functional_call` would otherwise put back the wrong tensor.
     stored: dict[str, Tensor] = {}
     aliases: dict[int, Tensor] = {}
-    for kind, named in (("parameter", model.named_parameters), ("buffer", model.named_buffers)):
-        for name, tensor in named(remove_duplicate=False):
-            if id(tensor) not in aliases:
-                aliases[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
-                tracer.add_stored(name, aliases[id(tensor)], kind)
-            stored[name] = aliases[id(tensor)]
+    for path, module in model.named_modules():
+        for kind, own in (("parameter", module._parameters), ("buffer", module._buffers)):
+            for key, tensor in own.items():
+                if tensor is None:
+                    continue
+                name = f"{path}.{key}" if path else key
+                if id(tensor) not in aliases:
+                    aliases[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
+                    tracer.add_stored(name, aliases[id(tensor)], kind)
+                stored[name] = aliases[id(tensor)]
     x = torch.empty_like(example, device="meta")
     tracer.values[id(x)] = Value(x, (), 0)
     tracer.buffers.append(Extent(tuple(x.shape)))
     with torch.no_grad(), evaluating(model), _naming(tracer):
         try:
             with _Follow(tracer, rules):
-                out = torch.func.functional_call(model, stored, (x,))
+                out = torch.func.functional_call(model, stored, (x,), tie_weights=False)
         except UnsupportedOp:
             raise
         except Exception as error:
