@@ -32,6 +32,11 @@ def test_by_hand() -> None:
     assert cost.peak_activation_bytes == 4 * (3 * 36 + 8 * 36)  # the first convolution's input and output
 
 
+def test_an_activation_after_a_view_is_in_place() -> None:
+    net = nn.Sequential(nn.Linear(4, 64), nn.GELU(), nn.Linear(64, 4))  # on tokens, a product and a view each
+    assert cost_of(trace(net, torch.zeros(1, 10, 4))).peak_activation_bytes == 4 * (40 + 640)
+
+
 def test_a_residual_keeps_its_input_alive() -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:

@@ -86,6 +86,14 @@ CASES = [
         name="transposed grouped",
     ),
     Case(
+        "convolution",
+        lambda m, x: F.conv2d(x, m["a"](x)[:, :, :3, :3].mean(0, keepdim=True).expand(4, -1, -1, -1)),
+        {},  # the filters are activations: no weight reads the channels
+        head=lambda: conv(4, 5),
+        layers=lambda: {"a": conv(8, 8)},
+        name="activations as filters",
+    ),
+    Case(
         "matmul",
         lambda m, x: m["b"](F.relu(m["a"](x.mean((2, 3))))),
         {"stem": 8, "layers.a": 6, "layers.b": 4},

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -232,7 +233,7 @@ def _lifetimes(graph: Graph) -> tuple[Floats, Floats]:
         if not op.overwrites or not op.writes:
             continue
         for operand in op.reads:
-            if last[operand] == step and extents[operand].shape == extents[op.writes[0]].shape:
+            if last[operand] == step and prod(extents[operand].shape) == prod(extents[op.writes[0]].shape):
                 home[op.writes[0]] = home[operand]
                 break
     alive = np.zeros((len(ops), len(extents)))

@@ -139,7 +139,10 @@ def convolution(t: Tracer, call: Call) -> list[Ids]:
     for factor in t.ids(x):
         if set(support(factor)) != {1 - rank}:
             t.freeze(factor)
-    if groups == 1:
+    if not t.is_stored(weight):  # the filters are computed from the input: no weight reads these channels
+        t.freeze(source, w_in, w_out)
+        target = np.zeros(call.out.shape[1], np.int64)
+    elif groups == 1:
         t.tie(source, w_in)
         t.read.append(w_in)
         target = w_out

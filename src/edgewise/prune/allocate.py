@@ -80,7 +80,7 @@ def allocate(
     chosen = [g for g, group in enumerate(graph.groups) if group.name in allowed and group.name in scores]
     model = cost_model or CostModel(graph)
     limits = budget.limits(model)
-    ranking = [np.sort(scores[graph.groups[g].name].double().numpy())[::-1] for g in chosen]
+    ranking = [np.sort(scores[graph.groups[g].name].detach().cpu().double().numpy())[::-1] for g in chosen]
     sizes = graph.sizes
     least = sizes.copy()
     least[chosen] = [_least(graph.groups[g], round_to, floor) for g in chosen]
@@ -125,7 +125,7 @@ def top(scores: Tensor, count: int) -> Atoms:
     >>> top(torch.tensor([1.0, 3.0, 1.0, 2.0]), 3)
     array([0, 1, 3])
     """
-    order = np.argsort(-scores.double().numpy(), kind="stable")
+    order = np.argsort(-scores.detach().cpu().double().numpy(), kind="stable")
     return np.sort(order[:count])
 
 
