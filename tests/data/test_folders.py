@@ -58,8 +58,8 @@ def test_the_split_depends_on_the_names_alone(animals, tmp_path, fill):
 def test_the_split_never_changes_and_differs_between_classes():
     # Written down once: another choice would make every earlier figure on a user's folder incomparable.
     for name, chosen in (("cat", ["0.png", "8.png"]), ("dog", ["5.png", "7.png"])):
-        files = [Path(f"/root/{name}/{number}.png") for number in range(10)]
-        assert [file.name for file in folders._tested(Path("/root"), files)] == chosen
+        files = [Path(f"/images/{name}/{number}.png") for number in range(10)]
+        assert [file.name for file in folders._tested(Path("/images"), files)] == chosen
 
 
 @pytest.mark.parametrize("name", ["test", "val"])

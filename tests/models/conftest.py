@@ -1,6 +1,6 @@
 """The oracles: torchvision's and timm's networks, given the very tensors that ours are given."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,15 +11,6 @@ from torch import Tensor, nn
 from torchvision_stub import declare
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Run these small networks on one thread: more would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Tiny networks gain nothing from threads, and bit-for-bit comparisons need one number of them."""
     threads = torch.get_num_threads()
