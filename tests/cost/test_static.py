@@ -1,9 +1,11 @@
 """Costs against hand counts, torch's own counter, and the networks that candidates become."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgewise.cost import CostModel, cost_of
@@ -37,13 +39,50 @@ def test_an_activation_after_a_view_is_in_place() -> None:
     assert cost_of(trace(net, torch.zeros(1, 10, 4))).peak_activation_bytes == 4 * (40 + 640)
 
 
+class Function(nn.Module):
+    """A convolution to four channels, and a function of what it makes."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.function = nn.Conv2d(4, 4, 1), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.stem(x))
+
+
+@pytest.mark.parametrize(
+    ("function", "elements"),
+    [
+        (lambda y: y.clone(memory_format=torch.channels_last), 200),  # a copy in another order needs both
+        (lambda y: y.view(1, -1).relu_() + y.view(1, -1), 200),  # truly in place: the older view changes as well
+        (lambda y: torch.zeros_like(y), 200),  # reads the shape alone; the convolution has its input and output
+    ],
+)
+def test_memory_by_hand(function: Callable[[Tensor], Tensor], elements: int) -> None:
+    assert cost_of(trace(Function(function), torch.zeros(1, 4, 5, 5))).peak_activation_bytes == 4 * elements
+
+
+def test_tensors_count_as_wide_as_they_are() -> None:
+    halves = Function(lambda y: y.to(torch.float16))
+    cost = cost_of(trace(halves, torch.zeros(1, 4, 5, 5)))
+    assert cost.activation_bytes == 100 * 4 + 100 * 2
+    net = Function(lambda y: y.mean((0, 2, 3)))  # no batch dimension: not divided by one
+    assert cost_of(trace(net, torch.zeros(3, 4, 5, 5))).activation_bytes == 4 * (100 + 4)
+
+
+def test_widths_of_the_wrong_length_are_refused() -> None:
+    model = CostModel(trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)), torch.zeros(1, 3, 4, 4)))
+    with pytest.raises(ValueError, match=r"widths of shape \(2,\): one for each of the 1 groups"):
+        model.macs([8, 2])
+
+
 def test_a_residual_keeps_its_input_alive() -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.stem, self.a, self.b = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 16, 1), nn.Conv2d(16, 4, 1)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             x = self.stem(x)
             return x + self.b(torch.relu(self.a(x)))
 

@@ -40,6 +40,36 @@ class Case:
     name: str = ""
 
 
+class Fixed(nn.Module):
+    """A convolution of 8 to 6 channels that is not trained: its weight is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(6, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight)
+
+
+class Masked(nn.Conv2d):
+    """A convolution some of whose weights are off."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8, 1)
+        self.register_buffer("mask", (torch.rand(8, 8, 1, 1) > 0.5).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.mask, self.bias)
+
+
+def filled(x: Tensor) -> Tensor:
+    """Write two halves of the channels into a tensor made beforehand."""
+    both = torch.zeros_like(x)
+    both[:, :4] = x[:, 4:]
+    both[:, 4:].add_(x[:, :4])
+    return both
+
+
 def conv(i: int, o: int, k: int = 1, **options: int) -> nn.Conv2d:
     return nn.Conv2d(i, o, k, **options)
 
@@ -94,6 +124,54 @@ CASES = [
         name="activations as filters",
     ),
     Case(
+        "convolution",
+        lambda m, x: m["a"](x),
+        {"stem": 8},
+        layers=lambda: {"a": nn.ConvTranspose2d(8, 8, 2, groups=8)},
+        name="transposed depthwise",
+    ),
+    Case(
+        "convolution",
+        lambda m, x: F.conv2d(x, m["a"].weight - 2 * m["b"].weight),  # both weights read the stem
+        {"stem": 8, "layers.a": 6},
+        head=lambda: conv(6, 5),
+        layers=lambda: {"a": conv(8, 6), "b": conv(8, 6)},
+        name="sum of weights",
+    ),
+    Case(
+        "convolution",
+        lambda m, x: m["a"](x),
+        {"stem": 8, "layers.a": 8},
+        layers=lambda: {"a": Masked()},
+        name="masked weight",
+    ),
+    Case(
+        "convolution",
+        lambda m, x: F.conv2d(x, m["a"].weight.exp()),  # 1 where the weight is 0
+        {"stem": 8, "layers.a": 6},
+        head=lambda: conv(6, 5),
+        layers=lambda: {"a": conv(8, 6)},
+        inexact=("stem",),
+        name="exponential weight",
+    ),
+    Case(
+        "convolution",
+        lambda m, x: F.conv2d(x, 1 - m["a"].weight),
+        {"stem": 8, "layers.a": 6},
+        head=lambda: conv(6, 5),
+        layers=lambda: {"a": conv(8, 6)},
+        inexact=("stem",),
+        name="shifted weight",
+    ),
+    Case(
+        "convolution",
+        lambda m, x: m["a"](x),
+        {"stem": 8, "layers.a": 6},
+        head=lambda: conv(6, 5),
+        layers=lambda: {"a": Fixed()},
+        name="buffer as filters",
+    ),
+    Case(
         "matmul",
         lambda m, x: m["b"](F.relu(m["a"](x.mean((2, 3))))),
         {"stem": 8, "layers.a": 6, "layers.b": 4},
@@ -109,6 +187,19 @@ CASES = [
     ),
     Case("batch_norm", lambda m, x: m["a"](x), {"stem": 8}, layers=lambda: {"a": nn.BatchNorm2d(8)}),
     Case(
+        "batch_norm",
+        lambda m, x: F.batch_norm(x, None, None, training=True),  # each channel's own statistics
+        {"stem": 8},
+        name="batch statistics",
+    ),
+    Case(
+        "batch_norm",
+        lambda m, x: F.batch_norm(x.transpose(1, 2), None, None, training=True).transpose(1, 2),
+        {"stem": 8},
+        inexact=("stem",),
+        name="batch statistics over channels",
+    ),
+    Case(
         "layer_norm",
         lambda m, x: m["b"](m["a"](x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2),
         {"stem": 8, "layers.b": 8},
@@ -121,6 +212,15 @@ CASES = [
         {"stem": 4},
         layers=lambda: {"a": nn.GroupNorm(2, 8)},
         inexact=("stem",),
+    ),
+    Case("group_norm", lambda m, x: m["a"](x), {"stem": 8}, layers=lambda: {"a": nn.GroupNorm(8, 8)}, name="of one"),
+    Case("pointwise", lambda m, x: torch.empty_like(x).copy_(x), {"stem": 8}, name="copy"),
+    Case("pointwise", lambda m, x: filled(x), {}, name="copies to ranges of channels"),
+    Case(
+        "pointwise",
+        lambda m, x: torch.zeros(len(x), 8, 8, 8, dtype=x.dtype, device=x.device).copy_(x),
+        {},  # eight channels by their number
+        name="copy to a literal",
     ),
     Case("pointwise", lambda m, x: F.gelu(x) * torch.sigmoid(x) + 1, {"stem": 8}),
     Case(
@@ -159,7 +259,7 @@ CASES = [
     Case("reshape", lambda m, x: x.flatten(1), {"stem": 8}, head=lambda: nn.Linear(8 * 64, 5)),
     Case(
         "reshape",
-        lambda m, x: x.view(2, 2, x.shape[1] // 2, 8, 8).transpose(1, 2).reshape(2, -1, 8, 8),
+        lambda m, x: x.view(-1, 2, x.shape[1] // 2, 8, 8).transpose(1, 2).reshape(x.shape[0], -1, 8, 8),
         {},  # ShuffleNet's shuffle: with other widths its cut would fall between other channels
         name="shuffle",
     ),
@@ -206,6 +306,14 @@ CASES = [
         head=lambda: conv(14, 5),
         layers=lambda: {"p": nn.ConstantPad3d((0, 0, 0, 0, 2, 4), 0.0), "a": conv(8, 14)},
         name="option-A shortcut",
+    ),
+    Case(
+        "pad",
+        lambda m, x: m["p"](x) * torch.sigmoid(m["p"](x.relu())),  # one module twice
+        {"stem": 8, "head": 6},
+        head=lambda: conv(14, 5),
+        layers=lambda: {"p": nn.ConstantPad3d((0, 0, 0, 0, 2, 4), 1.0)},
+        name="twice",
     ),
     Case(
         "pad",

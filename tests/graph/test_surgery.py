@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from edgewise.errors import ModelError
 from edgewise.graph import rigid_groups, shrink, silence, trace
-from edgewise.graph.surgery import record, restore
+from edgewise.graph.surgery import rebuild, record, restore
 from edgewise.models import build
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
@@ -156,8 +157,84 @@ def test_a_width_written_into_the_forward_is_found_and_named() -> None:
     net = Literal()
     graph = trace(net, EXAMPLE)
     assert [g.name for g in graph.groups] == ["free", "fixed"]
-    assert rigid_groups(net, graph) == ("fixed",)
-    assert rigid_groups(build("resnet20", classes=10, size=32), trace(build("resnet20", size=32), EXAMPLE)) == ()
+    assert rigid_groups(graph) == ("fixed",)
+    assert trace(build("resnet20", classes=10, size=32), EXAMPLE).rigid == ()
+
+
+class Scaled(nn.Module):
+    """Uses one of its two widths as a number."""
+
+    def __init__(self, use: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.free, self.used, self.head, self.use = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 2, 1), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.use(self.used(self.free(x).relu())))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda h: h * h.shape[1] ** -0.5,
+        lambda h: h / torch.tensor(float(h.shape[1])),
+        lambda h: h.relu() if h.shape[1] > 6 else h.tanh(),
+        lambda h: h.relu() if h.shape[1] > 6 else h,
+        lambda h: h.view(-1, 8, 10, 10),
+    ],
+)
+def test_a_width_that_the_forward_computes_with_is_found_and_stays(use: Callable[[Tensor], Tensor]) -> None:
+    net, x = Scaled(use), torch.zeros(1, 3, 10, 10)
+    graph = trace(net, x)
+    assert [g.name for g in graph.groups] == ["free", "used"]
+    assert graph.rigid == ("used",)
+    assert [g.name for g in graph.prunable(inexact=True)] == ["free"]
+
+
+def test_groups_that_fit_only_one_at_a_time_are_told_apart() -> None:
+    class Either(nn.Module):
+        """Two convolutions that must not both be narrow."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            y = self.b(x)
+            if x.shape[1] + y.shape[1] < 6:
+                raise RuntimeError("too narrow")
+            return self.c(y)
+
+    assert trace(Either(), EXAMPLE).rigid == ("b",)
+
+
+def test_only_the_modules_that_lost_channels_are_mended() -> None:
+    class Wide(nn.Linear):
+        """States a width of its own."""
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1), nn.Flatten(), Wide(2 * 32 * 32, 2))
+    net[3].out_features = 99
+    graph = trace(net, EXAMPLE)
+    assert shrink(net, graph, {"0": [0, 1]})[3].out_features == 99
+
+
+def test_a_rebuilt_network_shares_no_memory_with_its_original() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1))
+    again = rebuild(net, {})
+    again[0].weight.data.zero_()
+    assert net[0].weight.abs().sum() > 0
+
+
+def test_transposed_depthwise_and_group_norm_of_one_are_mended() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 8, 2, 2, groups=8), nn.GroupNorm(8, 8), nn.Conv2d(8, 2, 1)
+    )
+    graph = trace(net, EXAMPLE)
+    small = shrink(net, graph, {"0": [1, 4, 5]})
+    assert (small[1].groups, small[1].in_channels, small[1].out_channels) == (3, 3, 3)
+    assert (small[2].num_groups, small[2].num_channels) == (3, 3)
+    assert small(EXAMPLE).shape == (1, 2, 64, 64)
+    assert record(small, net)["2"] == {"num_channels": 3, "num_groups": 3}
 
 
 def test_a_record_that_does_not_fit_is_refused() -> None:

@@ -27,7 +27,7 @@ def test_an_operator_without_a_rule_names_itself_and_its_module() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), Forward(lambda x: x), nn.Flatten())
     net[1] = nn.Sequential(Forward(lambda x: x))
     net[1][0].body = nn.Conv2d(4, 4, 1)
-    net[1][0].function = torch.cumsum_ if hasattr(torch, "cumsum_") else (lambda x: x.cumsum(1))
+    net[1][0].function = lambda x: x.cumsum(1)
     with pytest.raises(UnsupportedOp, match=r'aten\.cumsum\.default in module "1\.0" \(Forward\)'):
         trace(net, EXAMPLE)
 
@@ -126,3 +126,27 @@ def test_a_flattened_channel_owns_all_its_columns() -> None:
     reads = next(m for m in trace(net, EXAMPLE).groups[0].members if m.reads)
     assert reads.index.shape == (4, 64)
     assert reads.index[1].tolist() == list(range(64, 128))
+
+
+def test_what_never_runs_is_named_and_stays() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+            self.auxiliary = nn.Sequential(nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            return self.head(y) + self.auxiliary(y) if self.training else self.head(y)
+
+    graph = trace(Auxiliary().train(), EXAMPLE)
+    assert [(g.name, g.size) for g in graph.groups] == [("stem", 8)]
+    assert graph.unused == ("auxiliary.0.weight", "auxiliary.0.bias", "auxiliary.1.weight", "auxiliary.1.bias")
+
+
+def test_a_trace_in_inference_mode_is_the_same() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(512, 2))
+    with torch.inference_mode():
+        inside = trace(net, torch.zeros(1, 3, 8, 8))
+    assert inside.tracer.programme == trace(net, EXAMPLE).tracer.programme
+    assert [g.size for g in inside.groups] == [8]

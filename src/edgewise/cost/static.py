@@ -91,7 +91,6 @@ class CostModel:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.batch = graph.example.shape[0] if graph.example.dim() else 1
         sizes = np.append(graph.sizes, 1).astype(np.float64)
         self._per_width = 1.0 / sizes
         self._lengths: dict[int, Floats] = {}
@@ -101,7 +100,7 @@ class CostModel:
         self._macs = self._terms([op.macs for op in tracer.ops if op.macs])
         self._buffers = self._terms([[extent] for extent in tracer.buffers])
         self._alive, self._outputs = _lifetimes(graph)
-        self._element_bytes = graph.example.element_size()
+        self._element_bytes = np.array(tracer.element_bytes, np.float64)
 
     def params(self, widths: ArrayLike) -> int:
         """Count the stored elements at these widths ``[G]``."""
@@ -113,7 +112,7 @@ class CostModel:
 
     def macs(self, widths: ArrayLike) -> int:
         """Count the multiply-accumulates of one image at these widths ``[G]``."""
-        return round(float(self._macs(self._extended(widths)).sum()) / self.batch)
+        return round(float(self._macs(self._extended(widths)).sum()))
 
     def peak_activation_bytes(self, widths: ArrayLike) -> int:
         """Return the largest sum of live activations at these widths ``[G]``, at batch 1."""
@@ -145,7 +144,7 @@ class CostModel:
         for op in self.graph.ops:
             row = rows.setdefault(op.module, dict.fromkeys(("params", "macs", "weight_bytes", "activation_bytes"), 0.0))
             if op.macs:
-                row["macs"] += next(macs) / self.batch
+                row["macs"] += next(macs)
                 kinds[op.module] = op.name
             kinds.setdefault(op.module, op.name)
             row["activation_bytes"] += sum(buffers[b] for b in op.writes if self._outputs[b])
@@ -166,10 +165,13 @@ class CostModel:
 
     def _extended(self, widths: ArrayLike) -> Floats:
         """Append the constant 1 to widths ``[G]``."""
-        return np.append(np.asarray(widths, np.float64), 1.0)
+        given = np.asarray(widths, np.float64)
+        if given.shape != (expected := (len(self._per_width) - 1,)):
+            raise ValueError(f"widths of shape {given.shape}: one for each of the {expected[0]} groups")
+        return np.append(given, 1.0)
 
     def _buffer_bytes(self, widths: ArrayLike) -> Floats:
-        return self._buffers(self._extended(widths)) * (self._element_bytes / self.batch)
+        return self._buffers(self._extended(widths)) * self._element_bytes
 
     def _parameters(self) -> list[Tensor]:
         named = dict(self.graph.model.named_parameters())

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgewise.graph.rules import RULES
-from edgewise.graph.trace import FROZEN, Atoms, Dimension, Op, Tracer, run
+from edgewise.graph.trace import FROZEN, Atoms, Dimension, Op, Tracer, one_image, run
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Graph:
 
     Args:
         model: the network that was traced (not a copy).
-        example: the input it was traced with, without its values (a meta tensor).
+        example: one image of the input's shape, without its values (a meta tensor).
         tracer: everything the trace recorded.
         group_of: ``[atoms]``, the group of each atom, or ``len(groups)`` where it is frozen.
         groups: the prunable widths, in the order of the network's parameters.
@@ -112,9 +112,21 @@ class Graph:
         """The number of channels of each group ``[G]``."""
         return np.array([group.size for group in self.groups], np.int64)
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The parameters and buffers that no operator read; they stay as they are."""
+        return self.tracer.unused
+
+    @cached_property
+    def rigid(self) -> tuple[str, ...]:
+        """The groups whose width is written into the forward; found by running the network at half its widths."""
+        from edgewise.graph.rigid import rigid_groups  # which shrinks graphs, and so needs this module
+
+        return rigid_groups(self)
+
     def prunable(self, *, inexact: bool = False) -> tuple[Group, ...]:
-        """Return the groups whose channels can go without changing the others; with `inexact`, all of them."""
-        return tuple(group for group in self.groups if inexact or group.exact)
+        """Return the groups that can shrink: those that are not rigid and exact, or not exact either if asked."""
+        return tuple(g for g in self.groups if (inexact or g.exact) and g.name not in self.rigid)
 
 
 def trace(model: nn.Module, example: Tensor) -> Graph:
@@ -122,7 +134,7 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
 
     Args:
         model: one tensor in, one tensor out; left as it was.
-        example: an input of the right shape, ``[N, C, H, W]``; its values are not used.
+        example: an input of the right shape, ``[N, C, H, W]``; its values and N are not used (batch 1 is run).
 
     Raises:
         UnsupportedOp: an operator has no rule; its name and its module's.
@@ -136,7 +148,7 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
     tracer = run(model, example, RULES)
     labels = _components(tracer.atoms, tracer.ties)
     group_of, groups = _collect(tracer, labels)
-    return Graph(model, torch.empty_like(example, device="meta"), tracer, group_of, groups)
+    return Graph(model, one_image(example), tracer, group_of, groups)
 
 
 def _components(atoms: int, ties: list[tuple[Atoms, Atoms]]) -> Atoms:
@@ -162,9 +174,7 @@ def _collect(tracer: Tracer, labels: Atoms) -> tuple[Atoms, tuple[Group, ...]]:
     signature = np.zeros(labels.max() + 1, np.uint64)
     np.add.at(signature, labels[live], tags[owner[live]])
 
-    reads = np.zeros(tracer.atoms, bool)
-    for atoms in tracer.read:
-        reads[atoms] = True
+    reads = _reading(tracer)
     reasons: dict[int, str] = {}
     for atoms, reason in tracer.inexact:
         for label in np.unique(labels[atoms]):
@@ -190,8 +200,18 @@ def _collect(tracer: Tracer, labels: Atoms) -> tuple[Atoms, tuple[Group, ...]]:
     return np.where(group_of < 0, len(groups), group_of), tuple(groups)
 
 
+def _reading(tracer: Tracer) -> NDArray[np.bool_]:
+    """Say of each atom whether its parameter is summed over there: itself, or through a weight computed from it."""
+    labels = _components(tracer.atoms, tracer.weight_ties)
+    read = np.zeros(tracer.atoms, bool)
+    for atoms in tracer.read:
+        read[labels[atoms]] = True
+    read[labels[FROZEN]] = False
+    return read[labels]
+
+
 def _members(
-    atoms: Atoms, channel: Atoms, channels: int, owner: Atoms, dimensions: list[Dimension], reads: Atoms
+    atoms: Atoms, channel: Atoms, channels: int, owner: Atoms, dimensions: list[Dimension], reads: NDArray[np.bool_]
 ) -> tuple[Member, ...]:
     """List the dimensions a group's atoms belong to, each with its indices by channel ``[C, m]``.
 

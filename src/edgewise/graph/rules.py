@@ -144,11 +144,14 @@ def convolution(t: Tracer, call: Call) -> list[Ids]:
         target = np.zeros(call.out.shape[1], np.int64)
     elif groups == 1:
         t.tie(source, w_in)
-        t.read.append(w_in)
+        t.read_by(weight, w_in)
         target = w_out
+    elif transposed and groups == weight.shape[0] and weight.shape[1] == 1:  # depthwise
+        t.tie(source, w_in)
+        target = w_in
     elif transposed:  # in: [g, I/g] along the weight's dim 0; out: the same O/g offsets for every group
         t.tie(source, w_in)
-        t.read.append(w_in)
+        t.read_by(weight, w_in)
         target = np.tile(w_out, groups)
         _same_offsets(t, source, groups)
     elif weight.shape[1] == 1:  # depthwise: each input channel makes O/I outputs of its own
@@ -156,7 +159,7 @@ def convolution(t: Tracer, call: Call) -> list[Ids]:
         target = w_out
     else:
         t.tie(source, np.tile(w_in, groups))
-        t.read.append(w_in)
+        t.read_by(weight, w_in)
         _same_offsets(t, w_out, groups)
         target = w_out
     t.freeze(*(f for f in t.ids(weight) if f.shape[out_dim] == f.shape[in_dim] == 1))  # the kernel's own extent
@@ -183,7 +186,7 @@ def matmul(t: Tracer, call: Call) -> list[Ids]:
     left, right = t.axis(a, -1), t.axis(b, -2)
     for tensor, atoms in ((a, left), (b, right)):
         if t.is_stored(tensor):
-            t.read.append(atoms)
+            t.read_by(tensor, atoms)
     if t.is_stored(a) or t.is_stored(b):
         t.tie(left, right)
     else:  # no weight reads these channels, so there is none to silence
@@ -201,8 +204,14 @@ def matmul(t: Tracer, call: Call) -> list[Ids]:
 
 
 def batch_norm(t: Tracer, call: Call) -> list[Ids]:
-    """Normalise each channel by itself: tie the affine parameters and the running statistics."""
+    """Normalise each channel by itself: tie the affine parameters and the running statistics.
+
+    With the batch's own statistics (a standardised weight, an instance norm) other dimensions' channels count.
+    """
     x = call.args[0]
+    if any(argument is True for argument in call.args[3:6]):
+        others = [f for f in t.ids(x) if set(support(f)) - {1 - x.dim()}]
+        t.inexact += [(f, f'statistics over channels in "{t.module[0]}"') for f in others]
     for stored in call.args[1:5]:
         if isinstance(stored, Tensor):
             t.tie(t.axis(x, 1), t.axis(stored, 0))
@@ -224,9 +233,10 @@ def group_norm(t: Tracer, call: Call) -> list[Ids]:
     """Normalise over groups of channels: all groups keep one width, and their statistics change."""
     x, weight, bias, groups = call.args[0], call.args[1], call.args[2], call.args[6]
     atoms = t.axis(x, 1)
-    if groups > 1:
-        _same_offsets(t, atoms, groups)
-    t.inexact.append((atoms, f'group normalisation "{t.module[0]}"'))
+    if groups < x.shape[1]:  # else each channel is normalised by itself
+        if groups > 1:
+            _same_offsets(t, atoms, groups)
+        t.inexact.append((atoms, f'group normalisation "{t.module[0]}"'))
     for stored in (weight, bias):
         if isinstance(stored, Tensor):
             t.tie(atoms, t.axis(stored, 0))
@@ -253,7 +263,7 @@ def reduction(t: Tracer, call: Call) -> list[Ids]:
 def windows(t: Tracer, call: Call) -> list[Ids]:
     """Pool or resize the trailing dimensions; a factor that runs over them cannot be followed."""
     x = call.args[0]
-    spatial = {-1} if call.op.endswith("1d") else {-1, -2}
+    spatial = {-1, -2}
     t.freeze(*(f for f in t.ids(x) if set(support(f)) & spatial))
     return [tuple(f for f in t.ids(x) if not set(support(f)) & spatial)]  # indices of maxima are no activations
 
@@ -362,7 +372,10 @@ def concatenate(t: Tracer, call: Call) -> list[Ids]:
 
 
 def pad(t: Tracer, call: Call) -> list[Ids]:
-    """Put constants around. Channels put there by a padding module go with those they are added to."""
+    """Put constants around. Channels put there by a padding module go with those they are added to.
+
+    A module that is used twice puts the same channels there.
+    """
     x, pads = call.args[:2]
     path, module = t.module
     ids = t.ids(x)
@@ -374,7 +387,7 @@ def pad(t: Tracer, call: Call) -> list[Ids]:
         if before < 0 or after < 0 or not isinstance(module, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d):
             new = np.full(max(before, 0) + max(after, 0), FROZEN)
         else:
-            new = t.new_atoms(path, position, before + after, "padding")
+            new = t.padding_atoms(path, position, before + after)
         before = max(before, 0)
         t.freeze(*(f for f in ids if f.shape[dim] > 1 and f.size > f.shape[dim]))
         along = np.concatenate([new[:before], t.axis(x, dim), new[before:]])
@@ -396,31 +409,38 @@ RULES: dict[str, Rule] = {
     **_table(Rule(convolution), "convolution"),
     **_table(Rule(matmul), "mm addmm bmm baddbmm"),
     **_table(
-        Rule(batch_norm, overwrites=True, like=3),
-        "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_no_update",
+        Rule(batch_norm, overwrites=True, like=3, zero="never"),
+        "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training",
     ),
-    **_table(Rule(layer_norm, overwrites=True, like=3), "native_layer_norm"),
-    **_table(Rule(group_norm, overwrites=True, like=3), "native_group_norm"),
+    **_table(Rule(layer_norm, overwrites=True, like=3, zero="never"), "native_layer_norm"),
+    **_table(Rule(group_norm, overwrites=True, like=3, zero="never"), "native_group_norm"),
     **_table(
-        Rule(pointwise, overwrites=True, like=1),
-        "neg abs exp log sqrt rsqrt square relu relu_ hardtanh hardtanh_ leaky_relu leaky_relu_ elu elu_ gelu silu "
-        "silu_ mish mish_ sigmoid sigmoid_ tanh tanh_ hardsigmoid hardsigmoid_ hardswish hardswish_ softplus erf",
+        Rule(pointwise, overwrites=True, like=1, exact_numbers=True),
+        "neg abs sqrt relu relu_ hardtanh hardtanh_ leaky_relu leaky_relu_ elu elu_ gelu silu silu_ mish mish_ tanh "
+        "tanh_ hardswish hardswish_ erf",
     ),
     **_table(
-        Rule(pointwise, overwrites=True),
-        "add add_ sub sub_ rsub mul mul_ div div_ pow reciprocal maximum minimum clamp clamp_ clamp_min clamp_min_ "
-        "clamp_max addcmul where",
+        Rule(pointwise, overwrites=True, like=1, zero="never", exact_numbers=True),
+        "exp log rsqrt sigmoid sigmoid_ hardsigmoid hardsigmoid_ softplus",
     ),
+    **_table(
+        Rule(pointwise, overwrites=True, exact_numbers=True),
+        "add add_ sub sub_ maximum minimum clamp clamp_ clamp_min clamp_min_ clamp_max addcmul where",
+    ),
+    **_table(Rule(pointwise, overwrites=True, zero="factor", exact_numbers=True), "mul mul_"),
+    **_table(Rule(pointwise, overwrites=True, zero="first", exact_numbers=True), "div div_"),
+    **_table(Rule(pointwise, overwrites=True, zero="never", exact_numbers=True), "rsub pow reciprocal"),
     **_table(Rule(reduction), "mean sum amax amin var"),
     **_table(
         Rule(windows),
-        "max_pool2d_with_indices avg_pool2d avg_pool1d _adaptive_avg_pool2d adaptive_max_pool2d "
+        "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d "
         "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d reflection_pad2d replication_pad2d",
     ),
-    **_table(Rule(same, overwrites=True), "clone contiguous _to_copy to copy_ lift_fresh lift_fresh_copy"),
-    **_table(Rule(same, view=True), "alias detach detach_"),
+    **_table(Rule(same), "clone _to_copy lift_fresh"),
+    **_table(Rule(pointwise, zero="never"), "copy_"),
+    **_table(Rule(same, view=True), "alias detach"),
     **_table(Rule(restride, view=True), "as_strided_"),
-    **_table(Rule(reshape, view=True), "view _unsafe_view reshape _reshape_alias flatten squeeze unsqueeze"),
+    **_table(Rule(reshape, view=True), "view _unsafe_view _reshape_alias squeeze unsqueeze"),
     **_table(Rule(permute, view=True), "permute"),
     **_table(Rule(transpose, view=True), "transpose t"),
     **_table(Rule(expand, view=True), "expand"),
@@ -430,11 +450,9 @@ RULES: dict[str, Rule] = {
     **_table(Rule(unbind, view=True), "unbind"),
     **_table(Rule(concatenate), "cat"),
     **_table(Rule(pad), "constant_pad_nd"),
-    **_table(Rule(frozen), "_softmax _safe_softmax"),
-    **_table(
-        Rule(nothing),
-        "empty zeros ones full arange eye scalar_tensor empty_like zeros_like ones_like full_like new_zeros new_ones",
-    ),
+    **_table(Rule(frozen, zero="never"), "_softmax _safe_softmax"),
+    **_table(Rule(same, reads=False, zero="never"), "empty_like zeros_like ones_like full_like"),
+    **_table(Rule(nothing), "empty zeros ones full arange eye scalar_tensor new_zeros new_ones"),
 }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgewise.errors import ModelError
 from edgewise.graph.groups import Graph, Group, Member
-from edgewise.graph.trace import Atoms, evaluating
+from edgewise.graph.trace import Atoms
 
 Keep = Mapping[str, Sequence[int] | Atoms]
 Attributes = dict[str, dict[str, Any]]  # module path -> attribute -> value
@@ -53,46 +53,20 @@ def silence(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     Exact whatever the activations do to zero, since nothing that such a channel holds is read.
     """
     silent = copy.deepcopy(model)
-    tensors = dict(silent.named_parameters())
+    tensors = dict(_stored(silent))
     for group, lost in _lost(graph, keep):
         for member in group.members:
-            if member.reads and member.kind == "parameter":
+            if member.reads and member.kind != "padding":
                 index = torch.from_numpy(member.index[lost].reshape(-1))
                 tensors[member.tensor].data.index_fill_(member.dim, index.to(tensors[member.tensor].device), 0)
     return silent
 
 
-def rigid_groups(model: nn.Module, graph: Graph) -> tuple[str, ...]:
-    """Name the groups whose width is written into the user's forward, so that it cannot change.
-
-    The network is halved and run on meta tensors. Where that fails, the groups are halved in turn to find which
-    make it fail: a width kept in an attribute, a reshape to a literal.
-    """
-
-    def runs(groups: Sequence[Group]) -> bool:
-        keep = {group.name: np.arange((group.size + 1) // 2) for group in groups if group.size > 1}
-        cuts, paddings = _cuts(graph, keep)
-        shapes = {name: _cut(torch.empty_like(t, device="meta"), cuts.get(name, {})) for name, t in _stored(model)}
-        small = rebuild(model, shapes, _paddings(graph, paddings))
-        try:
-            with torch.no_grad(), evaluating(small):
-                small(graph.example)
-        except Exception:  # whatever the forward raises, the shape is what changed
-            return False
-        return True
-
-    def find(groups: Sequence[Group]) -> tuple[str, ...]:
-        if not groups or runs(groups):
-            return ()
-        if len(groups) == 1:
-            return (groups[0].name,)
-        half = len(groups) // 2
-        return (*find(groups[:half]), *find(groups[half:]))
-
-    rigid = find(graph.groups)
-    flexible = [group for group in graph.groups if group.name not in rigid]
-    # Two groups can each run alone and not together: then those of the failing pair are rigid as well.
-    return rigid if not rigid or runs(flexible) else tuple(group.name for group in graph.groups)
+def shrunk_shapes(graph: Graph, keep: Keep) -> nn.Module:
+    """Return the shrunk network on meta tensors: its structure without its numbers."""
+    cuts, paddings = _cuts(graph, keep)
+    shapes = {name: _cut(torch.empty_like(t, device="meta"), cuts.get(name, {})) for name, t in _stored(graph.model)}
+    return rebuild(graph.model, shapes, _paddings(graph, paddings))
 
 
 def _lost(graph: Graph, keep: Keep) -> list[tuple[Group, Atoms]]:
@@ -163,15 +137,20 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor], paddings: Attribute
     """
     memo: dict[int, Any] = {}
     for name, tensor in _stored(model):
-        new = tensors.get(name, tensor.detach())
+        new = tensors[name] if name in tensors else tensor.detach().clone()
         if isinstance(tensor, nn.Parameter):
             new = nn.Parameter(new, requires_grad=tensor.requires_grad)
         memo[id(tensor)] = new
     small = copy.deepcopy(model, memo)  # the memo takes the new tensors where it meets the old ones
-    for module in small.modules():
-        _mend(module)
+    for before, after in zip(model.modules(), small.modules(), strict=True):
+        if _shapes(before) != _shapes(after):
+            _mend(after)
     set_attributes(small, paddings or {})
     return small
+
+
+def _shapes(module: nn.Module) -> list[torch.Size]:
+    return [t.shape for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))]
 
 
 def _mend(module: nn.Module) -> None:
@@ -184,6 +163,8 @@ def _mend(module: nn.Module) -> None:
 def _mend_convolution(conv: Any) -> None:
     shape = conv.weight.shape
     if conv.transposed:
+        if conv.groups > 1 and conv.in_channels == conv.out_channels == conv.groups:  # depthwise
+            conv.groups = shape[0]
         conv.in_channels, conv.out_channels = shape[0], shape[1] * conv.groups
     else:
         if conv.groups > 1 and conv.in_channels == conv.groups:  # depthwise: as many groups as channels that are left
@@ -208,6 +189,8 @@ def _mend_layer_norm(norm: Any) -> None:
 
 def _mend_group_norm(norm: Any) -> None:
     if norm.weight is not None:
+        if norm.num_groups == norm.num_channels:  # each channel by itself
+            norm.num_groups = norm.weight.shape[0]
         norm.num_channels = norm.weight.shape[0]
 
 
@@ -232,7 +215,7 @@ WIDTHS: dict[Any, tuple[str, ...]] = {
     nn.Linear: ("in_features", "out_features"),
     nn.modules.batchnorm._NormBase: ("num_features",),
     nn.LayerNorm: ("normalized_shape",),
-    nn.GroupNorm: ("num_channels",),
+    nn.GroupNorm: ("num_channels", "num_groups"),
     nn.PReLU: ("num_parameters",),
     **dict.fromkeys(PADDINGS, ("padding",)),
 }
@@ -283,6 +266,11 @@ def record(model: nn.Module, original: nn.Module) -> Attributes:
 
 def restore(original: nn.Module, attributes: Attributes, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Rebuild a shrunk network from its original's structure, its record and its tensors.
+
+    Args:
+        original: what the builder makes; left as it is.
+        attributes: what `record` found.
+        tensors: all parameters and buffers by name, also the buffers that no state dict holds.
 
     Raises:
         ModelError: tensors are missing or left over, or the record names a module that does not exist.

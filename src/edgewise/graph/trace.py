@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -79,6 +79,8 @@ class Value:
     tensor: Tensor  # kept alive: tensors are told apart by their address
     ids: Ids
     buffer: int | None  # the activation buffer it lies in; None for parameters and what is derived from them
+    zero: bool = False  # derived from parameters so that it is 0 wherever they are
+    used: bool = False  # an operator read it
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,19 @@ class Tracer:
     values: dict[int, Value] = field(default_factory=dict)
     dimensions: list[Dimension] = field(default_factory=list)
     ties: list[tuple[Atoms, Atoms]] = field(default_factory=list)
+    weight_ties: list[tuple[Atoms, Atoms]] = field(default_factory=list)  # those made where weights are computed
     read: list[Atoms] = field(default_factory=list)
     inexact: list[tuple[Atoms, str]] = field(default_factory=list)
     buffers: list[Extent] = field(default_factory=list)
+    element_bytes: list[int] = field(default_factory=list)  # of each buffer
     parameters: dict[str, Extent] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()  # parameters and buffers that no operator read
     ops: list[Op] = field(default_factory=list)
+    programme: Programme = field(default_factory=list)
     atoms: int = 1  # the next atom; 0 is FROZEN
     stack: list[tuple[str, nn.Module]] = field(default_factory=list)
     macs: tuple[Extent, ...] = ()
+    constant: bool = False  # the operator at hand computes with parameters and buffers alone
 
     # -- identities -------------------------------------------------------------------------------------------
 
@@ -120,6 +127,14 @@ class Tracer:
         self.dimensions.append(Dimension(tensor, dim, start, size, kind))
         return np.arange(start, start + size)
 
+    def padding_atoms(self, path: str, position: int, size: int) -> Atoms:
+        """Return the atoms of the channels that a padding module puts before and after a dimension."""
+        for known in self.dimensions:
+            if (known.kind, known.tensor, known.dim) == ("padding", path, position):
+                same = known.size == size
+                return np.arange(known.start, known.start + size) if same else np.full(size, FROZEN)
+        return self.new_atoms(path, position, size, "padding")
+
     def add_stored(self, name: str, tensor: Tensor, kind: str) -> None:
         """Enter a parameter or a buffer: one factor for each dimension longer than 1."""
         shape = tuple(tensor.shape)
@@ -128,7 +143,7 @@ class Tracer:
             for dim, size in enumerate(shape)
             if size > 1
         )
-        self.values[id(tensor)] = Value(tensor, ids, None)
+        self.values[id(tensor)] = Value(tensor, ids, None, zero=True)
         if kind == "parameter":
             self.parameters[name] = Extent(shape, ids)
 
@@ -157,6 +172,8 @@ class Tracer:
         """Let the channels of two arrays of one shape live and die together."""
         if a is not b:
             self.ties.append((a.reshape(-1), b.reshape(-1)))
+            if self.constant:
+                self.weight_ties.append(self.ties[-1])
 
     def freeze(self, *factors: Atoms) -> None:
         """Forbid the removal of these channels."""
@@ -168,34 +185,58 @@ class Tracer:
         value = self.values.get(id(tensor))
         return value is not None and value.buffer is None
 
+    def read_by(self, weight: Tensor, atoms: Atoms) -> None:
+        """Enter that a weight sums over these channels, its own along one dimension.
+
+        A weight may be computed from parameters. Where it is not 0 with them, zeroing them silences nothing.
+        """
+        self.read.append(atoms)
+        if not self.values[id(weight)].zero:
+            self.inexact.append((atoms, f'weights of "{self.module[0]}" that are computed, and not 0 where these are'))
+
     @property
     def module(self) -> tuple[str, nn.Module]:
         """The innermost module that is running: its path and itself."""
         return self.stack[-1] if self.stack else ("", self.model)
+
+    def where(self) -> str:
+        """Say which module is running, for messages."""
+        path, module = self.module
+        return f'"{path}" ({type(module).__name__})' if path else type(module).__name__
 
     # -- operators --------------------------------------------------------------------------------------------
 
     def record(self, call: Call, rule: Rule) -> None:
         """Apply an operator's rule to the identities and enter the operator."""
         self.macs = ()
-        operands = [t for t in _tensors((call.args, call.kwargs)) if id(t) in self.values]
+        operands = [value for t in _tensors((call.args, call.kwargs)) if (value := self.values.get(id(t)))]
         results = [call.out] if isinstance(call.out, Tensor) else list(_tensors(call.out))
+        for value in operands:
+            value.used = True
+        self.constant = bool(operands) and all(value.buffer is None for value in operands)
         identities = rule.follow(self, call)
-        constant = bool(operands) and all(self.values[id(t)].buffer is None for t in operands)
-        reads = tuple(b for t in operands if (b := self.values[id(t)].buffer) is not None)
+        reads = tuple(v.buffer for v in operands if v.buffer is not None) if rule.reads else ()
         writes = []
+        zero = self.constant and _stays_zero(rule, call, operands, identities)
         for tensor, ids in zip(results, identities, strict=False):
-            if constant:
+            if self.constant:
                 buffer = None
-            elif rule.view and reads:
+            elif reads and (rule.view or tensor is call.args[0]):  # a view, or truly in place
                 buffer = reads[0]
             else:
-                buffer = len(self.buffers)
-                self.buffers.append(Extent(tuple(tensor.shape), ids))
+                buffer = self.new_buffer(tensor, ids)
                 writes.append(buffer)
-            self.values[id(tensor)] = Value(tensor, ids, buffer)
-        if not constant:
+            self.values[id(tensor)] = Value(tensor, ids, buffer, zero)
+        self.programme.append(program_step(call, rule))
+        if not self.constant:
             self.ops.append(Op(call.op, self.module[0], reads, tuple(writes), rule.overwrites, self.macs))
+        self.constant = False
+
+    def new_buffer(self, tensor: Tensor, ids: Ids) -> int:
+        """Enter an activation of its own and return its number."""
+        self.buffers.append(Extent(tuple(tensor.shape), ids))
+        self.element_bytes.append(tensor.element_size())
+        return len(self.buffers) - 1
 
 
 @dataclass(frozen=True)
@@ -208,29 +249,63 @@ class Rule:
         overwrites: an inference runtime can compute it in place of an operand that is not needed afterwards.
         like: how many results it has, the first of which has its first operand's shape and type. Torch computes the
             shapes of these operators in Python, which took most of a trace; an empty tensor serves as well.
+        zero: where the result is 0 when it is computed from weights: where "all" operands are, where one "factor"
+            with all of the result's channels is, where the "first" operand is, or "never".
+        reads: it looks at its operands' values, not at their shapes alone.
+        exact_numbers: the numbers it is given are part of what it computes; they may not change with a width.
     """
 
     follow: Callable[[Tracer, Call], Sequence[Ids]]
     view: bool = False
     overwrites: bool = False
     like: int = 0
+    zero: Literal["all", "factor", "first", "never"] = "all"
+    reads: bool = True
+    exact_numbers: bool = False
 
 
-class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sends every operator that runs to the tracer."""
+Programme = list[tuple[str, tuple[float, ...]]]  # operators in order, each with the numbers that it computes with
 
-    def __init__(self, tracer: Tracer, rules: dict[str, Rule]) -> None:
+
+def _stays_zero(rule: Rule, call: Call, operands: Sequence[Value], identities: Sequence[Ids]) -> bool:
+    """Say whether a weight that is being computed is 0 wherever the parameters it comes from are."""
+    if rule.zero == "never" or not operands:
+        return False
+    if rule.zero == "first":
+        return operands[0].zero
+    if rule.zero == "factor":
+        return any(value.zero and len(value.ids) == len(identities[0]) for value in operands)
+    return all(value.zero for value in operands) and not (rule.exact_numbers and any(_numbers(call)))
+
+
+def program_step(call: Call, rule: Rule) -> tuple[str, tuple[float, ...]]:
+    """Return what an operator computes, whatever the widths: its name, and its numbers where they matter."""
+    return call.op, _numbers(call) if rule.exact_numbers else ()
+
+
+def _numbers(call: Call) -> tuple[float, ...]:
+    """Return the numbers among an operator's arguments, those in tensors without dimensions included."""
+    found = []
+    for argument in (*call.args, *call.kwargs.values()):
+        known = isinstance(argument, Tensor) and argument.dim() == 0 and argument.device.type != "meta"
+        if known or (isinstance(argument, int | float) and not isinstance(argument, bool)):
+            found.append(float(argument))
+    return tuple(found)
+
+
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Carries out every operator that runs, on meta tensors, and sends it with its rule to a listener."""
+
+    def __init__(self, rules: dict[str, Rule], listen: Callable[[Call, Rule], None], where: Callable[[], str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tracer, self.rules = tracer, rules
+        self.rules, self.listen, self.where = rules, listen, where
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         rule = self.rules.get(name)
         if rule is None:
-            path, module = self.tracer.module
-            where = f'"{path}" ({type(module).__name__})' if path else type(module).__name__
-            raise UnsupportedOp(f"operator {func} in module {where} has no rule in the channel graph")
+            raise UnsupportedOp(f"operator {func} in module {self.where()} has no rule in the channel graph")
         if not rule.like or not args[0].is_floating_point():
             out = func(*args, **kwargs)
         elif name.endswith("_"):
@@ -239,16 +314,16 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = torch.empty_like(args[0])
         else:
             out = (torch.empty_like(args[0]), *(args[0].new_empty(0) for _ in range(rule.like - 1)))
-        self.tracer.record(Call(name, args, kwargs, out), rule)
+        self.listen(Call(name, args, kwargs, out), rule)
         return out
 
 
 def run(model: nn.Module, example: Tensor, rules: dict[str, Rule]) -> Tracer:
-    """Run a network once on meta tensors and return everything its operators tied.
+    """Run a network once on meta tensors, at batch 1, and return everything its operators tied.
 
     Args:
         model: any network of one tensor in, one tensor out; left as it was.
-        example: an input of the right shape; its values are not used.
+        example: an input of the right shape, ``[N, ...]``; only the shape behind N and the type are used.
         rules: the rule of each operator, by its ATen name without the overload.
 
     Raises:
@@ -256,26 +331,12 @@ def run(model: nn.Module, example: Tensor, rules: dict[str, Rule]) -> Tracer:
         ModelError: the forward raised, or its output is not one tensor.
     """
     tracer = Tracer(model)
-    # A tensor or module under several names is entered under its first one; a module is swapped in once only, since
-    # `functional_call` would otherwise put back the wrong tensor.
-    stored: dict[str, Tensor] = {}
-    aliases: dict[int, Tensor] = {}
-    for path, module in model.named_modules():
-        for kind, own in (("parameter", module._parameters), ("buffer", module._buffers)):
-            for key, tensor in own.items():
-                if tensor is None:
-                    continue
-                name = f"{path}.{key}" if path else key
-                if id(tensor) not in aliases:
-                    aliases[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
-                    tracer.add_stored(name, aliases[id(tensor)], kind)
-                stored[name] = aliases[id(tensor)]
-    x = torch.empty_like(example, device="meta")
-    tracer.values[id(x)] = Value(x, (), 0)
-    tracer.buffers.append(Extent(tuple(x.shape)))
-    with torch.no_grad(), evaluating(model), _naming(tracer):
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model), _naming(tracer):
+        stored = _enter_stored(tracer)
+        x = one_image(example)
+        tracer.values[id(x)] = Value(x, (), tracer.new_buffer(x, ()))
         try:
-            with _Follow(tracer, rules):
+            with Operators(rules, tracer.record, tracer.where):
                 out = torch.func.functional_call(model, stored, (x,), tie_weights=False)
         except UnsupportedOp:
             raise
@@ -286,7 +347,37 @@ def run(model: nn.Module, example: Tensor, rules: dict[str, Rule]) -> Tracer:
     tracer.freeze(*tracer.ids(out))
     if (last := tracer.values.get(id(out))) is not None and last.buffer is not None:
         tracer.ops.append(Op("output", "", (last.buffer,), (), False))
+    tracer.unused = tuple(dict.fromkeys(n for n, t in stored.items() if not tracer.values[id(t)].used))
+    for name in tracer.unused:  # what never ran (an auxiliary head) cannot be known to be free
+        tracer.freeze(*tracer.ids(stored[name]))
     return tracer
+
+
+def one_image(example: Tensor) -> Tensor:
+    """Return a meta tensor of an example's type and shape, but with a batch of 1."""
+    return torch.empty((1, *example.shape[1:]), dtype=example.dtype, device="meta")
+
+
+def _enter_stored(tracer: Tracer) -> dict[str, Tensor]:
+    """Enter all parameters and buffers and return their meta tensors by name.
+
+    A tensor or module under several names is entered under its first one; a module is swapped in once only, since
+    `functional_call` would otherwise put back the wrong tensor.
+    """
+    stored: dict[str, Tensor] = {}
+    aliases: dict[int, Tensor] = {}
+    for path, module in tracer.model.named_modules():
+        for kind, own in (("parameter", module._parameters), ("buffer", module._buffers)):
+            for key, tensor in own.items():
+                if tensor is None:
+                    continue
+                name = f"{path}.{key}" if path else key
+                if id(tensor) not in aliases:
+                    learned = kind == "parameter" and tensor.is_floating_point()
+                    aliases[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=learned)
+                    tracer.add_stored(name, aliases[id(tensor)], kind)
+                stored[name] = aliases[id(tensor)]
+    return stored
 
 
 @contextmanager
