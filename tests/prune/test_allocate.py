@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgewise.cost import Budget, CostModel, cost_of
 from edgewise.errors import BudgetError
 from edgewise.graph import shrink, trace
 from edgewise.models import build
 from edgewise.prune import ALLOCATIONS, Prune, allocate, prune, score
+from edgewise.prune.allocate import global_ranking
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 
@@ -71,6 +72,30 @@ def test_the_best_channels_stay_and_ties_are_broken_by_index(resnet: nn.Module) 
     assert keep["0"].tolist() == [0, 1, 2, 5]
 
 
+def test_equal_scores_shrink_all_groups_alike(resnet: nn.Module) -> None:
+    """BatchNorm scales start at 1 everywhere: a threshold would take all of them or none."""
+    graph = trace(resnet, EXAMPLE)
+    keep = allocate(graph, scores=score(graph, "bn_scale"), budget=Budget(macs=0.5), allocation="global")
+    shares = [len(keep[g.name]) / g.size for g in graph.groups if g.name in keep]
+    assert len(shares) == len(graph.groups)
+    assert max(shares) - min(shares) <= 2 / 16
+    assert CostModel(graph).macs([len(keep[g.name]) for g in graph.groups]) >= 0.49 * cost_of(graph).macs
+
+
+def test_global_ranking_by_hand() -> None:
+    ranking = [np.array([4.0, 2.0, 0.0]), np.array([1.0, 1.0]), np.array([0.0])]  # divided by means 2, 1 and none
+    # In order: 2 (a), 1 (b's first, c's only, at place 0), 1 (a's second, at 1/3), 1 (b's second, at 1/2), 0 (a).
+    assert [global_ranking(ranking, k / 6).tolist() for k in range(7)] == [
+        [0, 0, 0],
+        [1, 0, 0],
+        [1, 1, 0],
+        [1, 1, 1],
+        [2, 1, 1],
+        [2, 2, 1],
+        [3, 2, 1],
+    ]
+
+
 def test_the_floor_holds(resnet: nn.Module) -> None:
     graph = trace(resnet, EXAMPLE)
     keep = allocate(graph, scores=score(graph, "random"), budget=Budget(macs=0.4), floor=0.5)
@@ -94,12 +119,41 @@ def test_only_the_named_groups_shrink(resnet: nn.Module) -> None:
     assert keep
 
 
+def test_where_nothing_can_be_pruned_the_message_says_so() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1))
+    graph = trace(net, EXAMPLE)
+    with pytest.raises(BudgetError, match=r"none of the network's 1 groups .* \(1 may shrink, 0 have scores\)"):
+        allocate(graph, scores=score(graph, "bn_scale"), budget=Budget(macs=0.5))
+
+
+class Scaled(nn.Module):
+    """Breaks at a width that is neither its own nor the half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x))
+        if x.shape[1] % 4:
+            raise RuntimeError("a multiple of four")
+        return self.c(x)
+
+
+def test_a_width_that_breaks_the_forward_is_found_and_the_budget_met_without_it() -> None:
+    pruned = prune(Scaled(), EXAMPLE, Prune(keep_macs=0.6, round_to=1, recalibrate=0))
+    assert pruned.rigid == ("b",)
+    assert set(pruned.keep) == {"a"}
+    assert pruned.model(EXAMPLE).shape == (1, 2, 32, 32)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"allocation": "best"}, 'allocation "best" is none of uniform, global'),
         ({"round_to": 0}, "round_to = 0"),
         ({"floor": 1.5}, "floor = 1.5"),
+        ({"groups": ["layer1"]}, 'no group is called "layer1"; the network has conv1, '),
     ],
 )
 def test_wrong_settings_are_refused(resnet: nn.Module, settings: dict[str, object], message: str) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from edgewise.graph import trace
+from edgewise.models import build
 from edgewise.prune import IMPORTANCES, score
 
 EXAMPLE = torch.zeros(1, 2, 4, 4)
@@ -82,3 +83,10 @@ def test_unknown_criterion_and_broken_weights_are_refused() -> None:
     net[3].weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match='group "3" has weights that are not finite'):
         score(trace(net, EXAMPLE), "l1")
+
+
+def test_random_scores_are_one_draw_however_many_layers_make_a_channel() -> None:
+    scores = score(trace(build("resnet20", classes=10, size=32), torch.zeros(1, 3, 32, 32)), "random")
+    stream, inner = scores["conv1"], scores["layer1.0.conv1"]  # made by four layers and by one
+    for values in (stream, inner):  # a mean of four draws would have half the spread
+        assert 0.2 < float(values.std()) < 0.4

@@ -31,12 +31,20 @@ def uniform(ranking: Ranking, knob: float) -> NDArray[np.float64]:
 def global_ranking(ranking: Ranking, knob: float) -> NDArray[np.float64]:
     """Rank all channels of all groups together and keep the best ``knob`` of them ``[G]``.
 
-    Scores are divided by their group's mean first: layers differ in scale by orders of magnitude.
+    Scores are divided by their group's mean first: layers differ in scale by orders of magnitude. Of equal ones those
+    stay that come first in their group, so that groups without a difference shrink alike.
     """
-    relative = [scores / max(scores.mean(), 1e-30) for scores in ranking]
-    everything = np.sort(np.concatenate(relative))[::-1]
-    threshold = everything[min(len(everything) - 1, max(0, round(knob * len(everything)) - 1))]
-    return np.array([np.count_nonzero(scores >= threshold) for scores in relative], np.float64)
+    relative = np.concatenate([_relative(scores) for scores in ranking])
+    place = np.concatenate([np.arange(len(scores)) / len(scores) for scores in ranking])
+    group = np.repeat(np.arange(len(ranking)), [len(scores) for scores in ranking])
+    best = np.lexsort((place, -relative))[: round(knob * len(relative))]
+    return np.bincount(group[best], minlength=len(ranking)).astype(np.float64)
+
+
+def _relative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Divide a group's scores by their mean; all alike where there is nothing to divide by."""
+    mean = scores.mean()
+    return scores / mean if mean > 0 else np.ones_like(scores)
 
 
 def allocate(
@@ -60,14 +68,15 @@ def allocate(
         round_to: widths are multiples of this, or the group's full width.
         floor: the least share of its channels a group keeps, 0 to 1; never fewer than `round_to`, unless the
             channels lie beside others (what a padded shortcut adds to a stream), which can all go.
-        groups: names of the groups that may shrink; by default those whose removal is exact.
+        groups: names of the groups that may shrink; by default `graph.prunable()`, those whose removal is exact and
+            whose width the forward does not state.
         cost_model: the graph's cost model, where there is one already.
 
     Returns:
         For each group that shrinks, the indices it keeps, ascending.
 
     Raises:
-        ValueError: an unknown allocation, `round_to` < 1, a floor outside [0, 1].
+        ValueError: an unknown allocation or group, `round_to` < 1, a floor outside [0, 1].
         BudgetError: no aligned widths at or over the floor fit; the message holds the least possible.
     """
     if allocation not in ALLOCATIONS:
@@ -76,6 +85,8 @@ def allocate(
         raise ValueError(f"round_to = {round_to}: a width is a multiple of at least 1")
     if not 0 <= floor <= 1:
         raise ValueError(f"floor = {floor}: a share of the channels, 0 to 1")
+    if groups is not None and (unknown := sorted(set(groups) - set(graph.by_name))):
+        raise ValueError(f'no group is called "{unknown[0]}"; the network has {", ".join(graph.by_name) or "none"}')
     allowed = {group.name for group in graph.prunable()} if groups is None else set(groups)
     chosen = [g for g, group in enumerate(graph.groups) if group.name in allowed and group.name in scores]
     model = cost_model or CostModel(graph)
@@ -94,6 +105,11 @@ def allocate(
     if over := exceeded(model, least, limits):
         name = over[0]
         possible = getattr(model, name)(least)
+        if not chosen:
+            raise BudgetError(
+                f"{name} cannot go down to {limits[name]:.0f}: none of the network's {len(sizes)} groups of channels "
+                f"can be pruned ({len(allowed)} may shrink, {len(scores)} have scores)"
+            )
         raise BudgetError(
             f"{name} cannot go down to {limits[name]:.0f}: the least possible is {possible} "
             f"({possible / max(1, getattr(model, name)(sizes)):.3f} of the dense network's) with every group at its "
@@ -149,12 +165,17 @@ def _largest(fits: Callable[[float], bool]) -> float:
 def _give_back(
     model: CostModel, widths: Widths, chosen: list[int], ranking: Ranking, limits: dict[str, float], round_to: int
 ) -> Widths:
-    """Widen groups by one block at a time, the most important block first, while the budget holds."""
+    """Widen groups by one block at a time while the budget holds.
+
+    The most important block comes first; of equal ones, that of the group that lost the largest share.
+    """
     sizes = model.graph.sizes
-    relative = {g: scores / max(scores.mean(), 1e-30) for g, scores in zip(chosen, ranking, strict=True)}
+    relative = {g: _relative(scores) for g, scores in zip(chosen, ranking, strict=True)}
     open_groups = {g for g in chosen if widths[g] < sizes[g]}
     while open_groups:
-        best = max(open_groups, key=lambda g: (relative[g][widths[g] : widths[g] + round_to].mean(), -g))
+        best = max(
+            open_groups, key=lambda g: (relative[g][widths[g] : widths[g] + round_to].mean(), -widths[g] / sizes[g], -g)
+        )
         wider = widths.copy()
         wider[best] = min(sizes[best], (widths[best] // round_to + 1) * round_to)
         if exceeded(model, wider, limits):

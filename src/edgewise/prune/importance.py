@@ -36,15 +36,6 @@ def l2(weight: Tensor, generator: torch.Generator) -> Tensor:
     return weight.square().mean(1).sqrt()
 
 
-def bn_scale(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Absolute value of each channel's BatchNorm scale ``[C, K] -> [C]``.
-
-    Reference: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017,
-    arXiv 1708.06519.
-    """
-    return weight.abs().mean(1)
-
-
 def random(weight: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform random numbers ``[C]``: the baseline every criterion must beat."""
     return torch.rand(weight.shape[0], generator=generator)
@@ -56,11 +47,11 @@ class Importance:
 
     Args:
         function: ``(weight[C, K], generator) -> [C]``.
-        of: "weights" (the filters and rows that make a channel) or "bn_scales".
+        of: "weights" (the filters and rows that make a channel), "bn_scales", or "nothing" (a channel's number).
     """
 
     function: Callable[[Tensor, torch.Generator], Tensor]
-    of: Literal["weights", "bn_scales"]
+    of: Literal["weights", "bn_scales", "nothing"]
     about: str
 
 
@@ -95,6 +86,8 @@ def score(graph: Graph, importance: str = "l2", *, seed: int = 0) -> dict[str, T
         made = [m for key, m in matrices.items() if key not in _read(group)]
         if not made:
             continue
+        if criterion.of == "nothing":
+            made = made[:1]  # a mean of draws would favour groups of many members
         values = torch.stack([criterion.function(m.float(), generator) for m in made]).mean(0)
         if not values.isfinite().all():
             raise ValueError(f'group "{group.name}" has weights that are not finite')
@@ -114,6 +107,7 @@ def _read(group: Group) -> set[str]:
 IMPORTANCES: dict[str, Importance] = {
     "l1": Importance(l1, "weights", "mean absolute weight of the filters that make a channel"),
     "l2": Importance(l2, "weights", "root mean square of the filters that make a channel"),
-    "bn_scale": Importance(bn_scale, "bn_scales", "absolute BatchNorm scale of a channel"),
-    "random": Importance(random, "weights", "uniform random numbers, the baseline"),
+    # Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017, arXiv 1708.06519.
+    "bn_scale": Importance(l1, "bn_scales", "absolute BatchNorm scale of a channel"),
+    "random": Importance(random, "nothing", "uniform random numbers, the baseline"),
 }

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from edgewise.cost.budget import Budget
 from edgewise.graph.groups import Graph, trace
-from edgewise.graph.surgery import rigid_groups, shrink
+from edgewise.graph.rigid import rigid_groups
+from edgewise.graph.surgery import shrink
 from edgewise.graph.trace import Atoms
 from edgewise.prune.allocate import allocate
 from edgewise.prune.importance import score
@@ -68,7 +69,7 @@ class Pruned:
         model: the smaller network.
         graph: of the network before.
         keep: the channels that were kept, by group; groups that are not named stayed whole.
-        rigid: groups whose width is written into the forward, so that they could not shrink.
+        rigid: groups that could not shrink, since their width is written into the forward.
     """
 
     model: nn.Module
@@ -91,15 +92,19 @@ def prune(model: nn.Module, example: Tensor, config: Prune, *, seed: int = 0) ->
         BudgetError: no allowed widths meet the budget.
     """
     graph = trace(model, example)
-    rigid = rigid_groups(model, graph)
-    groups = [group.name for group in graph.prunable(inexact=config.inexact) if group.name not in rigid]
-    keep = allocate(
-        graph,
-        scores=score(graph, config.importance, seed=seed),
-        budget=config.budget,
-        allocation=config.allocate,
-        round_to=config.round_to,
-        floor=config.floor,
-        groups=groups,
-    )
-    return Pruned(shrink(model, graph, keep), graph, keep, rigid)
+    scores = score(graph, config.importance, seed=seed)
+    rigid = list(graph.rigid)
+    while True:
+        keep = allocate(
+            graph,
+            scores=scores,
+            budget=config.budget,
+            allocation=config.allocate,
+            round_to=config.round_to,
+            floor=config.floor,
+            groups=[g.name for g in graph.prunable(inexact=config.inexact) if g.name not in rigid],
+        )
+        stuck = rigid_groups(graph, keep)  # at these widths, where half of each was tried before
+        if not stuck:
+            return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid))
+        rigid += stuck
