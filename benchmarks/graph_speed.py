@@ -34,7 +34,7 @@ def ours_once(model: nn.Module, example: torch.Tensor) -> nn.Module:
     scores = score(graph, "l2")
     keep = {
         group.name: np.sort(np.argsort(-scores[group.name].numpy())[: group.size - group.size // 2])
-        for group in graph.groups
+        for group in graph.prunable(inexact=True)
     }
     return shrink(model, graph, keep)
 
@@ -47,7 +47,7 @@ def theirs_once(model: nn.Module, example: torch.Tensor) -> nn.Module:
 
 def ours_half(model: nn.Module, example: torch.Tensor) -> nn.Module:
     graph = trace(model, example)
-    names = [group.name for group in graph.groups]
+    names = [group.name for group in graph.prunable(inexact=True)]
     keep = allocate(graph, scores=score(graph, "l2"), budget=Budget(macs=0.5), round_to=8, groups=names)
     return shrink(model, graph, keep)
 

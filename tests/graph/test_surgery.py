@@ -176,6 +176,7 @@ class Scaled(nn.Module):
     "use",
     [
         lambda h: h * h.shape[1] ** -0.5,
+        lambda h: h / torch.full((1,), float(h.shape[1]), device=h.device),
         lambda h: h / torch.tensor(float(h.shape[1])),
         lambda h: h.relu() if h.shape[1] > 6 else h.tanh(),
         lambda h: h.relu() if h.shape[1] > 6 else h,

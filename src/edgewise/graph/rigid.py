@@ -8,6 +8,7 @@ compute the same: the same operators in the same order with the same numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ import torch
 from edgewise.graph.groups import Graph, Group
 from edgewise.graph.rules import RULES
 from edgewise.graph.surgery import Keep, shrunk_shapes
-from edgewise.graph.trace import Operators, Programme, evaluating, program_step
+from edgewise.graph.trace import Operators, Programme, evaluating, enter_step
 
 
 def rigid_groups(graph: Graph, keep: Keep | None = None) -> tuple[str, ...]:
@@ -45,7 +46,7 @@ def rigid_groups(graph: Graph, keep: Keep | None = None) -> tuple[str, ...]:
 def _runs(graph: Graph, keep: Keep) -> bool:
     """Say whether the shrunk network runs, on shapes alone, and computes what the whole one does."""
     ran: Programme = []
-    listen = Operators(RULES, lambda call, rule: ran.append(program_step(call, rule)), lambda: "a shrunk network")
+    listen = Operators(RULES, partial(enter_step, ran), lambda: "a shrunk network")
     small, x = shrunk_shapes(graph, keep), torch.empty_like(graph.example)
     for parameter in small.parameters():  # as in the trace: torch takes a product apart by it
         parameter.requires_grad_(parameter.is_floating_point())

@@ -451,8 +451,10 @@ RULES: dict[str, Rule] = {
     **_table(Rule(concatenate), "cat"),
     **_table(Rule(pad), "constant_pad_nd"),
     **_table(Rule(frozen, zero="never"), "_softmax _safe_softmax"),
-    **_table(Rule(same, reads=False, zero="never"), "empty_like zeros_like ones_like full_like"),
-    **_table(Rule(nothing), "empty zeros ones full arange eye scalar_tensor new_zeros new_ones"),
+    **_table(Rule(same, reads=False, zero="never"), "empty_like zeros_like ones_like"),
+    **_table(Rule(same, reads=False, zero="never", exact_numbers=True), "full_like"),
+    **_table(Rule(nothing, reads=False), "empty zeros ones arange eye new_zeros new_ones"),
+    **_table(Rule(nothing, reads=False, exact_numbers=True), "full scalar_tensor new_full"),
 }
 
 

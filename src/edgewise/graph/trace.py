@@ -227,7 +227,7 @@ class Tracer:
                 buffer = self.new_buffer(tensor, ids)
                 writes.append(buffer)
             self.values[id(tensor)] = Value(tensor, ids, buffer, zero)
-        self.programme.append(program_step(call, rule))
+        enter_step(self.programme, call, rule)
         if not self.constant:
             self.ops.append(Op(call.op, self.module[0], reads, tuple(writes), rule.overwrites, self.macs))
         self.constant = False
@@ -278,9 +278,10 @@ def _stays_zero(rule: Rule, call: Call, operands: Sequence[Value], identities: S
     return all(value.zero for value in operands) and not (rule.exact_numbers and any(_numbers(call)))
 
 
-def program_step(call: Call, rule: Rule) -> tuple[str, tuple[float, ...]]:
-    """Return what an operator computes, whatever the widths: its name, and its numbers where they matter."""
-    return call.op, _numbers(call) if rule.exact_numbers else ()
+def enter_step(programme: Programme, call: Call, rule: Rule) -> None:
+    """Enter what an operator computes, whatever the widths: its name, and its numbers where they matter."""
+    if call.op not in ("alias", "detach"):  # torch makes these as it pleases
+        programme.append((call.op, _numbers(call) if rule.exact_numbers else ()))
 
 
 def _numbers(call: Call) -> tuple[float, ...]:
