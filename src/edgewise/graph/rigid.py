@@ -16,7 +16,7 @@ import torch
 from edgewise.graph.groups import Graph, Group
 from edgewise.graph.rules import RULES
 from edgewise.graph.surgery import Keep, shrunk_shapes
-from edgewise.graph.trace import Operators, Programme, evaluating, enter_step
+from edgewise.graph.trace import Operators, Programme, enter_step, evaluating
 
 
 def rigid_groups(graph: Graph, keep: Keep | None = None) -> tuple[str, ...]:
