@@ -83,13 +83,13 @@ def test_settings_can_be_changed(tmp_path: Path) -> None:
     [
         ('data = "fashion-mnist"', "", 'the key "data" is missing'),
         ('model = "resnet20"', 'modle = "resnet20"', 'unknown key "modle"; did you mean "model"?'),
-        ("epochs = 3", "epoch = 3", 'unknown key "step.0.epoch"; did you mean "epochs"?'),
+        ("epochs = 3", "epoch = 3", 'unknown key "step.0.epoch"; did you mean "step.0.epochs"?'),
         (
             "temperature = 2.0",
             "temprature = 2.0",
-            'unknown key "step.2.method.0.temprature"; did you mean "temperature"?',
+            'unknown key "step.2.method.0.temprature"; did you mean "step.2.method.0.temperature"?',
         ),
-        ('size = "120 KB"', 'sice = "120 KB"', 'unknown key "budget.sice"; did you mean "size"?'),
+        ('size = "120 KB"', 'sice = "120 KB"', 'unknown key "budget.sice"; did you mean "budget.size"?'),
         ('kind = "prune"', 'kind = "prunes"', 'step.1.kind = "prunes" is unknown; did you mean "prune"?'),
         ('kind = "prune"', "", "step.1 has no kind; known: export, measure, prune, quantize, train"),
         ('kind = "distill"', 'kind = "distil"', 'step.2.method.0.kind = "distil" is unknown; did you mean "distill"?'),

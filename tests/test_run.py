@@ -36,7 +36,7 @@ def test_the_folder_is_as_promised(finished: Path) -> None:
     top = {path.name for path in finished.iterdir()}
     assert top == {
         "recipe.toml", "manifest.json", "results.json", "events.jsonl", "report.html", "model.onnx",
-        "model.safetensors", "structure.json", "builder.py", "dense", "steps",
+        "model.safetensors", "structure.json", "builder", "dense", "steps",
     }  # fmt: skip
     assert sorted(path.name for path in (finished / "steps").iterdir()) == ["00-start", *STEPS]
     assert not [path for path in finished.rglob("*") if "partial" in path.name or "checkpoint" in path.name]
@@ -119,11 +119,27 @@ def test_the_network_loads_in_a_new_process_from_the_folder_alone(finished: Path
     )
     structure = json.loads((alone / "structure.json").read_text())
     assert structure["attributes"], "the network was pruned, so its record says where"
-    assert structure["builder"]["model"] == "builder.py:tiny"
+    assert structure["builder"]["model"] == "builder/network.py:tiny"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     with torch.no_grad():
         expected = load(finished)(x)
     assert torch.equal(torch.load(tmp_path / "y.pt", weights_only=True), expected)
+
+
+def test_a_network_of_several_files_loads_from_the_folder_alone(recipe: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    head, block = small_run.NETWORK.split("def tiny")
+    (mine / "blocks.py").write_text(head)
+    (mine / "network.py").write_text(f"from torch import nn\nfrom blocks import Block\n\ndef tiny{block}")
+    steps = "step=[{kind='prune', keep_macs=0.6}, {kind='export'}]"
+    out = compress(read(recipe, [f"model={mine}/network.py:tiny", steps]), tmp_path / "run").folder
+    shutil.rmtree(mine)
+    code = "import sys, edgewise; print(sum(p.numel() for p in edgewise.load(sys.argv[1]).parameters()))"
+    alone = subprocess.run([sys.executable, "-c", code, str(out)], check=True, cwd=tmp_path, capture_output=True)
+    assert int(alone.stdout) == read_json(out / "results.json")["compressed"]["params"]
+    assert "builder/blocks.py" in read_json(out / "manifest.json")["files"]
+    assert all(item.passed for item in check(out))
 
 
 KILLED = """
@@ -189,7 +205,7 @@ def test_a_finished_run_is_not_run_again(recipe: Path, finished: Path) -> None:
 def test_a_folder_that_is_taken_is_refused(recipe: Path, finished: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="exists already; take --resume"):
         compress(read(recipe), finished)
-    with pytest.raises(RunFolderError, match="begun with another recipe"):
+    with pytest.raises(RunFolderError, match="begun with another recipe: seed was 0 and is 5"):
         compress(read(recipe, ["seed=5"]), finished, resume=True)
     with pytest.raises(RunFolderError, match="no run to resume"):
         compress(read(recipe), tmp_path / "nothing", resume=True)
@@ -228,7 +244,7 @@ def test_the_users_file_may_change_while_the_run_lasts(recipe: Path, finished: P
 
     out = compress(read(recipe, [f"model={mine}:tiny"]), tmp_path / "run", log=log).folder
     assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
-    assert "Tanh" not in (out / "builder.py").read_text()
+    assert "Tanh" not in (out / "builder" / "mine.py").read_text()
 
 
 def test_pruning_at_initialisation_has_no_trained_dense_network(recipe: Path, tmp_path: Path) -> None:

@@ -43,7 +43,14 @@ def compress(
 
     plan = read(recipe, changes or [])
     with bars(quiet=as_json) as (progress, console):
-        finished = carry_out(plan, out, resume=resume, progress=progress, log=lambda row: console.print(step_line(row)))
+
+        def log(row: dict[str, Any]) -> None:
+            with keep_going():
+                console.print(step_line(row))
+
+        finished = carry_out(plan, out, resume=resume, progress=progress, log=log)
+    if finished.before and not as_json:
+        print(f"{finished.folder}: was finished already; nothing was left to do")
     if as_json:
         print_json(finished.results)
     else:
@@ -54,7 +61,9 @@ def compress(
 @app.command()
 def profile(
     model: Annotated[str, typer.Argument(help="A model's name, timm:NAME, FILE.py:FUNCTION, or a run folder.")],
-    shape: Annotated[str, typer.Option("--input", help="Channels, height and width.")] = "3x32x32",
+    shape: Annotated[
+        str | None, typer.Option("--input", help="CxHxW; a run's own, or 3x32x32.", show_default=False)
+    ] = None,
     classes: Annotated[int, typer.Option(min=1, help="How many classes the network tells apart.")] = 10,
     as_json: Json = False,
 ) -> None:
@@ -64,10 +73,13 @@ def profile(
     from edgewise.cost import CostModel, cost_of
     from edgewise.graph import trace
     from edgewise.models import build
+    from edgewise.page import RESULTS, read_run
     from edgewise.run import load
 
-    channels, height, width = parse_shape(shape)
     is_run = Path(model).is_dir()
+    if shape is None:
+        shape = "x".join(map(str, read_run(Path(model), RESULTS)["input_shape"])) if is_run else "3x32x32"
+    channels, height, width = parse_shape(shape)
     network = load(model) if is_run else build(model, classes=classes, channels=channels, size=height)
     graph = trace(network, torch.zeros(1, channels, height, width))
     total, layers = cost_of(graph), CostModel(graph).layers(graph.sizes)
@@ -90,7 +102,7 @@ def profile(
 
 @app.command()
 def measure(
-    files: Annotated[list[Path], typer.Argument(help="Artifacts; ratios are to the first.")],
+    files: Annotated[list[Path], typer.Argument(help="Artifacts, or run folders; ratios are to the first.")],
     runtime: Annotated[str, typer.Option(help="Where they run.")] = "onnxruntime",
     threads: Annotated[int, typer.Option(help="Threads, each pinned to a core.")] = 1,
     seconds: Annotated[float, typer.Option(help="For how long, at least.")] = 3.0,
@@ -99,8 +111,15 @@ def measure(
 ) -> None:
     """Run artifacts in turn in one fresh process, and compare them with the first."""
     from edgewise.devices.measure import measure as run_all
+    from edgewise.errors import UserError
+    from edgewise.recipe import Measure
     from edgewise.report import format_bytes, format_seconds
 
+    try:
+        Measure(threads=threads, seconds=seconds)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+    files = [artifact_of(path) for path in files]
     with bars(quiet=as_json) as (progress, _):
         found = run_all(
             files,
@@ -290,6 +309,32 @@ def bars(*, quiet: bool) -> Iterator[tuple[Callable[[str, int, int], None] | Non
         yield progress, drawn.console
 
 
+@contextlib.contextmanager
+def keep_going() -> Iterator[None]:
+    """Print, unless the reader of our output went away, as `head` does: a run does not end with it."""
+    try:
+        yield
+    except (BrokenPipeError, SystemExit):  # by its version, Rich raises the one or the other
+        silence()
+
+
+def silence() -> None:
+    """Let what is printed from now on go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def artifact_of(path: Path) -> Path:
+    """Return a run folder's artifact, or the file itself."""
+    from edgewise.errors import UserError
+    from edgewise.steps import ARTIFACT
+
+    if not path.is_dir():
+        return path
+    if not (path / ARTIFACT).is_file():
+        raise UserError(f"{path}: a folder without {ARTIFACT}; give an artifact, or the folder of a run that exported")
+    return path / ARTIFACT
+
+
 def parse_shape(text: str) -> tuple[int, int, int]:
     """Read an input shape such as 3x32x32."""
     from edgewise.errors import UserError
@@ -312,28 +357,49 @@ def main() -> None:
 
     try:
         code = app(standalone_mode=False)  # or else typer answers in boxes of several lines, and eats Ctrl-C
+        sys.stdout.flush()
     except EdgewiseError as error:
         fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        fail("interrupted", 130)
+        fail(f"interrupted{how_to_resume()}", 130)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         sys.exit(0)
     except OSError as error:
+        place = error.filename or "the system"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            fail(f"the disk is full: {error.filename or error.strerror}", 2)
-        fail(f"{error.filename or 'the system'}: {error.strerror}", 2)
+            fail(f"{place}: the disk is full; make room{how_to_resume()}", 2)
+        fail(f"{place}: {error.strerror}", 2)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # what typer's errors have in common, from version to version
-            raise
-        fail(f"{error.format_message()} (see edgewise --help)", 2)
+        if hasattr(error, "format_message"):  # what typer's errors have in common, from version to version
+            fail(f"{error.format_message()} (see edgewise --help)", 2)
+        if out_of_memory(error):
+            fail(f"out of memory: {str(error).splitlines()[0] if str(error) else 'nothing more is known'}", 1)
+        raise
     else:
         sys.exit(code or 0)
 
 
+def how_to_resume() -> str:
+    """Say how an interrupted run goes on, where the command is one that can."""
+    import shlex
+
+    given = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return f"; go on with: edgewise {shlex.join([*given, '--resume'])}" if given[:1] == ["compress"] else ""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch's allocator for the CPU has no error of its own."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def fail(message: str, code: int) -> None:
     """Print one line on stderr and leave."""
-    print(f"edgewise: {' '.join(message.split())}", file=sys.stderr)
+    from edgewise.files import without_partial
+
+    print(f"edgewise: {without_partial(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -75,17 +75,19 @@ class MeasurementFailed(EdgewiseError):  # noqa: N818
     """A runtime could not load or run an artifact."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Say which known name was probably meant.
+def nearest(name: str, known: Iterable[str], path: str = "") -> str:
+    """Say which known name was probably meant; `path` is what leads to it.
 
     >>> nearest("resnet21", ["resnet20", "vgg16_bn"])
     'did you mean "resnet20"?'
+    >>> nearest("epoch", ["epochs", "lr"], "step.0.")
+    'did you mean "step.0.epochs"?'
     >>> nearest("zzz", ["b", "a"])
     'known: a, b'
     """
     names = sorted(known)
     matches = get_close_matches(name, names, n=1, cutoff=0.6)
-    return f'did you mean "{matches[0]}"?' if matches else "known: " + ", ".join(names)
+    return f'did you mean "{path}{matches[0]}"?' if matches else "known: " + ", ".join(names)
 
 
 def one_line(error: BaseException) -> str:

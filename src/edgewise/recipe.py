@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -152,6 +153,8 @@ def read(path: Path, changes: Iterable[str] = ()) -> Recipe:
 def parse(table: Mapping[str, Any], source: str = "recipe") -> Recipe:
     """Validate a recipe that was read into a table; `source` begins the errors' messages."""
     _check_keys(table, Recipe, "", source)
+    for path in _not_finite(table):
+        raise RecipeError(f"{source}: {path} it must be a finite number")
     try:
         recipe = _adapter().validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
@@ -170,6 +173,22 @@ def to_toml(recipe: Recipe) -> str:
     import tomli_w
 
     return tomli_w.dumps(_without_none(dataclasses.asdict(recipe)))
+
+
+def absolute(recipe: Recipe) -> Recipe:
+    """Return the recipe with its paths (of the model, the data and the weights) made absolute."""
+    source, _, function = recipe.model.rpartition(":")
+    data, _, place = recipe.data.partition(":")
+    return dataclasses.replace(
+        recipe,
+        model=f"{_absolute(source)}:{function}" if source.endswith(".py") else recipe.model,
+        data=f"{data}:{_absolute(place)}" if place else recipe.data,
+        weights=_absolute(recipe.weights) if recipe.weights is not None else None,
+    )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _without_none(value: Any) -> Any:
@@ -216,7 +235,7 @@ def _check_keys(table: Any, config: type[Any], path: str, source: str) -> None:
     for key, value in table.items():
         where = f"{path}{key}"
         if key not in known:
-            raise RecipeError(f'{source}: unknown key "{where}"; {nearest(key, known)}')
+            raise RecipeError(f'{source}: unknown key "{where}"; {nearest(key, known, path)}')
         if key in ("step", "method") and isinstance(value, list):
             kinds = STEPS if key == "step" else METHODS
             for position, item in enumerate(value):
@@ -234,6 +253,15 @@ def _check_kind(item: Any, kinds: dict[str, type[Any]], path: str, source: str) 
     if kind not in kinds:
         raise RecipeError(f'{source}: {path}.kind = "{kind}" is unknown; {nearest(str(kind), kinds)}')
     _check_keys(item, kinds[kind], f"{path}.", source)
+
+
+def _not_finite(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the path of each number that is infinite or NaN: TOML has them, no setting does."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{path} = {value}:"
+    elif isinstance(value, Mapping | list):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _not_finite(item, f"{path}.{key}" if path else str(key))
 
 
 def _dataclass_in(hint: Any) -> type[Any] | None:

@@ -11,11 +11,12 @@ written last: a run that has one is finished.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +27,50 @@ import edgewise
 from edgewise import data, models
 from edgewise.budget import verdict
 from edgewise.cost import CostModel
-from edgewise.devices.local import machine
-from edgewise.errors import RunFolderError, TrainingDiverged
+from edgewise.devices.local import available_cores, cpu_name, machine
+from edgewise.errors import BudgetError, RecipeError, TrainingDiverged
 from edgewise.export import network
 from edgewise.export.network import SOURCE, STRUCTURE, TENSORS, Builder
 from edgewise.files import canonical_json, read_json, sha256, whole_folder, write_bytes, write_json
+from edgewise.folder import (
+    DENSE,
+    MANIFEST,
+    RECIPE,
+    REPORT,
+    RESULTS,
+    STEPS,
+    choose,
+    event,
+    held,
+    step_folder,
+)
 from edgewise.graph import trace
-from edgewise.recipe import Recipe, to_toml
+from edgewise.prune.structured import Prune, prune
+from edgewise.recipe import Measure, Recipe
 from edgewise.steps import ARTIFACT, Context, Place, Progress, dense_reference, read_result, run_step
 
-RECIPE, MANIFEST, RESULTS, EVENTS, REPORT = (
-    "recipe.toml",
-    "manifest.json",
-    "results.json",
-    "events.jsonl",
-    "report.html",
-)
-DENSE = "dense"
+__all__ = ["MANIFEST", "RECIPE", "RESULTS", "Finished", "compress", "files", "load", "sealed"]
+
+START = "start.json"  # what the network at the start was made from
+# What a figure may depend on, by the module's name; a manifest names those that were imported.
+PACKAGES = {
+    "onnx_ir": "onnx-ir",
+    "onnxscript": "onnxscript",
+    "safetensors": "safetensors",
+    "scipy": "scipy",
+    "timm": "timm",
+    "torchvision": "torchvision",
+    "PIL": "pillow",
+}
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: its folder and its results, as in results.json."""
+    """A finished run: its folder and its results, as in results.json; `before` if nothing was left to do."""
 
     folder: Path
     results: dict[str, Any]
+    before: bool = False
 
     @property
     def budget_met(self) -> bool:
@@ -89,33 +109,34 @@ def compress(
         CheckFailed: an equality did not hold; the run stopped there.
         TrainingDiverged: the loss became NaN or infinite; the message names step and epoch.
     """
-    log = log or (lambda _: None)
-    context, initial = _prepare(recipe, progress)
-    folder = _open(recipe, Path(out) if out else None, resume)
+    folder = choose(recipe, Path(out) if out else None, resume)
     if (folder / MANIFEST).exists():
-        return Finished(folder, read_json(folder / RESULTS))
-    context = replace(context, folder=folder)
-    _event(folder, "resume" if resume else "start", recipe=recipe.name)
-    before = _first(folder, initial, context)
+        return Finished(folder, read_json(folder / RESULTS), before=True)
+    context, initial = _prepare(recipe, progress)
+    with held(folder, recipe, resume):
+        return _carry_out(replace(context, folder=folder), initial, log or (lambda _: None))
+
+
+def _carry_out(context: Context, initial: nn.Module, log: Callable[[dict[str, Any]], None]) -> Finished:
+    """Do the steps that are not done yet, each in a folder that appears when it is."""
+    before = _first(initial, context)
     context = replace(context, builder=_kept_builder(context.builder, before))
     dense: Path | None = None
-    for index, step in enumerate(recipe.step):
-        if index == recipe.dense_at:
+    for index, step in enumerate(context.recipe.step):
+        if index == context.recipe.dense_at:
             dense = _dense(context, before)
             log(_dense_row(read_result(dense)))
-        name = f"{index + 1:02d}-{step.kind}"
-        after = folder / "steps" / name
+        after = step_folder(context.folder, index, step.kind)
         if not after.exists():
-            _event(folder, "step", step=name)
+            event(context.folder, "step", step=after.name)
             try:
                 with whole_folder(after, keep_partial=step.kind == "train") as partial:
                     run_step(context, Place(index, before, partial, dense))
             except TrainingDiverged as error:
-                raise TrainingDiverged(f"step {name}: {error}") from error
+                raise TrainingDiverged(f"step {after.name}: {error}") from error
         log(_step_row(after, index))
         before = after
-    dense = dense or _dense(context, before)
-    return _finish(context, before, dense)
+    return _finish(context, before, dense or _dense(context, before))
 
 
 # -- before the steps -----------------------------------------------------------------------------------------------
@@ -133,8 +154,27 @@ def _prepare(recipe: Recipe, progress: Progress) -> tuple[Context, nn.Module]:
         model = models.load_weights(model, Path(recipe.weights))
     models.check_output(model, images.input_shape, len(images.classes))
     context = Context(recipe, Path(), images, builder, _device(recipe.device), progress)
-    trace(model, context.example)  # an operator without a rule is named now, not after hours of training
+    _check_steps(recipe, model, context.example)
     return context, model
+
+
+def _check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> None:
+    """Refuse now what would fail after hours of training: an operator without a rule, a budget, too many threads."""
+    cores = available_cores()
+    for index, step in enumerate(recipe.step):
+        if isinstance(step, Measure) and step.threads > cores:
+            raise RecipeError(
+                f"step.{index}.threads = {step.threads}: this machine has {cores} cores to use; give 1 to {cores}"
+            )
+    trace(model, example)
+    first = next((index for index, step in enumerate(recipe.step) if isinstance(step, Prune)), None)
+    if first is not None:
+        config = recipe.step[first]
+        assert isinstance(config, Prune)
+        try:  # whether widths fit depends on the network's shape alone, so any scores will do
+            prune(model, example, replace(config, importance="random"))
+        except BudgetError as error:
+            raise BudgetError(f"step.{first} (prune): {error}") from error
 
 
 def _device(name: str) -> torch.device:
@@ -145,43 +185,14 @@ def _device(name: str) -> torch.device:
     return resolve_device(name)
 
 
-def _open(recipe: Recipe, out: Path | None, resume: bool) -> Path:
-    """Find or make the run's folder; refuse one that holds something else."""
-    text = to_toml(recipe)
-    folder = out or _default_folder(recipe.name, resume)
-    if folder.exists() and not folder.is_dir():
-        raise RunFolderError(f"{folder}: a file of that name is in the way")
-    if resume:
-        if not (folder / RECIPE).exists():
-            raise RunFolderError(f"{folder}: no run to resume")
-        if (folder / RECIPE).read_text(encoding="utf-8") != text:
-            raise RunFolderError(f"{folder}: was begun with another recipe (its {RECIPE}); resume with that one")
-        return folder
-    if folder.exists() and any(folder.iterdir()):
-        raise RunFolderError(f"{folder}: exists already; take --resume to go on with it, or another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / RECIPE, text.encode())
-    return folder
-
-
-def _default_folder(name: str, resume: bool) -> Path:
-    """Return ``runs/<name>``, or with a number: the first that is free, or the last there is to resume."""
-    number, folder = 1, Path("runs") / name
-    while folder.exists():
-        number += 1
-        following = Path("runs") / f"{name}-{number}"
-        if resume and not following.exists():
-            break
-        folder = following
-    return folder
-
-
-def _first(folder: Path, initial: nn.Module, context: Context) -> Path:
+def _first(initial: nn.Module, context: Context) -> Path:
     """Keep the network the run starts from."""
-    start = folder / "steps" / "00-start"
+    start = context.folder / STEPS / "00-start"
     if not start.exists():
+        weights = context.recipe.weights
         with whole_folder(start) as partial:
             network.save(initial, context.builder, partial)
+            write_json(partial / START, {"weights_sha256": sha256(Path(weights)) if weights else None})
     return start
 
 
@@ -189,7 +200,7 @@ def _kept_builder(builder: Builder, start: Path) -> Builder:
     """Build from the run's own copy of the user's file from now on: the original may change while the run lasts."""
     if not (start / SOURCE).exists():
         return builder
-    return replace(builder, model=f"{start / SOURCE}:{builder.model.rpartition(':')[2]}")
+    return replace(builder, model=str(start / read_json(start / STRUCTURE)["builder"]["model"]))
 
 
 def _dense(context: Context, before: Path) -> Path:
@@ -209,13 +220,15 @@ def _finish(context: Context, last: Path, dense: Path) -> Finished:
     from edgewise import report
 
     folder = context.folder
-    for name in (TENSORS, STRUCTURE, SOURCE, ARTIFACT):
+    for name in (TENSORS, STRUCTURE, ARTIFACT):
         if (last / name).exists():
             write_bytes(folder / name, (last / name).read_bytes())
+    if (last / SOURCE).exists():
+        shutil.copytree(last / SOURCE, folder / SOURCE, dirs_exist_ok=True)
     results = _results(context, dense)
     write_json(folder / RESULTS, results)
     manifest = _manifest(context, dense)
-    _event(folder, "done")
+    event(folder, "done")
     write_bytes(folder / REPORT, report.render(results, manifest).encode())
     manifest["files"] = {name: sha256(folder / name) for name in files(folder)}
     write_json(folder / MANIFEST, sealed(manifest))
@@ -223,7 +236,7 @@ def _finish(context: Context, last: Path, dense: Path) -> Finished:
 
 
 def _step_folders(context: Context) -> list[Path]:
-    return [context.folder / "steps" / f"{i + 1:02d}-{s.kind}" for i, s in enumerate(context.recipe.step)]
+    return [step_folder(context.folder, index, step.kind) for index, step in enumerate(context.recipe.step)]
 
 
 def _step_row(folder: Path, index: int) -> dict[str, Any]:
@@ -257,15 +270,14 @@ def _results(context: Context, dense: Path) -> dict[str, Any]:
     recipe, images = context.recipe, context.data
     folders = _step_folders(context)
     found = [read_result(folder) for folder in folders]
-    measurements: list[dict[str, Any]] = next((r["measurements"] for r in reversed(found) if "measurements" in r), [])
     reference = _dense_row(read_result(dense))
-    if measurements:
-        reference["latency_s"] = measurements[0]["latency_s"]
-        reference["resident_bytes"] = measurements[0]["resident_bytes"]
     if recipe.dense_at == 0 and recipe.weights is None:
         reference["notes"] = [*reference["notes"], "this run never trained its dense network"]
         reference["accuracy"] = None
     rows = [reference, *(_step_row(folder, index) for index, folder in enumerate(folders))]
+    measurements = _measurements(folders)
+    for row, measured in zip((rows[0], rows[-1]), measurements, strict=False):
+        row |= {name: measured[name] for name in ("latency_s", "resident_bytes")}
     compressed = _compressed(reference, rows[-1])
     return {
         "recipe": recipe.name,
@@ -284,6 +296,16 @@ def _results(context: Context, dense: Path) -> dict[str, Any]:
         "curves": {f.name: r["curve"] for f, r in zip(folders, found, strict=True) if "curve" in r},
         "compressed": compressed,
     }
+
+
+def _measurements(folders: list[Path]) -> list[dict[str, Any]]:
+    """Return what the last measure step found, the dense network's first, if it measured the final artifact."""
+    measured = next((folder for folder in reversed(folders) if folder.name.endswith("-measure")), None)
+    final = folders[-1] / ARTIFACT
+    if measured is None or not final.exists() or sha256(measured / ARTIFACT) != sha256(final):
+        return []
+    found: list[dict[str, Any]] = read_result(measured)["measurements"]
+    return found
 
 
 def _compressed(dense: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
@@ -333,11 +355,23 @@ def _manifest(context: Context, dense: Path) -> dict[str, Any]:
         "edgewise": edgewise.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": facts,
-        "versions": facts.get("versions", {}),
+        "versions": {**facts.get("versions", {}), **_imported_versions()},
+        "training": {"device": _device_name(context.device), "torch_threads": torch.get_num_threads()},
         "seed": context.recipe.seed,
+        **read_json(context.folder / STEPS / "00-start" / START),
         "data": {"name": context.data.name, "checksum": context.data.checksum, "note": context.data.note},
         "checks": checks,
     }
+
+
+def _imported_versions() -> dict[str, str]:
+    """Return the versions of the packages that took part."""
+    return {package: version(package) for module, package in PACKAGES.items() if module in sys.modules}
+
+
+def _device_name(device: torch.device) -> str:
+    """Return the name of what trained, as its maker gave it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}: {cpu_name()}"
 
 
 def files(folder: Path) -> list[str]:
@@ -350,14 +384,3 @@ def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
     """Add the manifest's own fingerprint, so that a change to itself shows too."""
     body = {key: value for key, value in manifest.items() if key != "seal"}
     return {**body, "seal": hashlib.sha256(canonical_json(body)).hexdigest()}
-
-
-def _event(folder: Path, event: str, **details: Any) -> None:
-    """Append a line to the run's log; a line cut short by a kill is closed first."""
-    path = folder / EVENTS
-    cut = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if cut else "") + json.dumps({"time": now, "event": event, **details}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())

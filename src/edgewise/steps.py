@@ -115,11 +115,19 @@ class Place:
 Result = dict[str, Any]
 
 
-def row(context: Context, model: nn.Module, **figures: Any) -> dict[str, Any]:
-    """Return a row of results.json: the network's static cost and what else was found."""
+def row(context: Context, model: nn.Module, accuracy: float | None = None, **figures: Any) -> dict[str, Any]:
+    """Return a row of results.json: the network's accuracy unless it is known, its static cost, what else was found."""
     cost = cost_of(trace(model, context.example)).to_dict()
     unknown: dict[str, Any] = dict.fromkeys(("file_bytes", "latency_s", "resident_bytes"))
-    return {"accuracy": context.accuracy(model), **cost, **unknown, **figures}
+    return {"accuracy": context.accuracy(model) if accuracy is None else accuracy, **cost, **unknown, **figures}
+
+
+def _known_accuracy(folder: Path) -> float | None:
+    """Return the accuracy of a folder's network where a step found it already; a run's start has none."""
+    if not (folder / "result.json").exists():
+        return None
+    accuracy: float = read_result(folder)["row"]["accuracy"]
+    return accuracy
 
 
 def _train(context: Context, place: Place, config: Train) -> Result:
@@ -185,15 +193,17 @@ def _quantize(context: Context, place: Place, config: Quantize) -> Result:
     float_file.unlink()
     checks = compare_int8(model, artifact, context.checked())
     require(checks)
-    base = row(context, model)
+    base = row(context, model, context.artifact_accuracy(artifact))
     figures = {
-        "accuracy": context.artifact_accuracy(artifact),
         "weight_bytes": weight_bytes(artifact),
         "peak_activation_bytes": base["peak_activation_bytes"] // 4,  # activations are U8 where they were float32
         "activation_bytes": base["activation_bytes"] // 4,
         "file_bytes": artifact.stat().st_size,
     }
-    return {"row": {**base, **figures}, "checks": _dicts(checks), "artifact": {"precision": "int8"}}
+    notes = []
+    if len(split) < config.calibration:
+        notes.append(f"calibrated on all {len(split)} training images; {config.calibration} were asked for")
+    return {"row": {**base, **figures}, "checks": _dicts(checks), "notes": notes, "artifact": {"precision": "int8"}}
 
 
 def _export(context: Context, place: Place, config: Export) -> Result:
@@ -206,15 +216,15 @@ def _export(context: Context, place: Place, config: Export) -> Result:
         artifact = Path(shutil.copyfile(quantized, place.after / ARTIFACT))
         before = read_result(place.before)
         checks, precision = compare_int8(model, artifact, images), before["artifact"]["precision"]
-        figures = {k: before["row"][k] for k in ("accuracy", "weight_bytes", "peak_activation_bytes")}
-        figures["activation_bytes"] = before["row"]["activation_bytes"]
+        stored = ("weight_bytes", "peak_activation_bytes", "activation_bytes")
+        figures = {name: before["row"][name] for name in stored}
     else:
         artifact = export(model, context.example, place.after / ARTIFACT)
         checks, precision, figures = [compare_float(model, artifact, images)], "float32", {}
     require(checks)
     figures["file_bytes"] = artifact.stat().st_size
     return {
-        "row": {**row(context, model), **figures},
+        "row": {**row(context, model, _known_accuracy(place.before)), **figures},
         "checks": _dicts(checks),
         "artifact": {"precision": precision},
     }
@@ -223,9 +233,7 @@ def _export(context: Context, place: Place, config: Export) -> Result:
 def _measure(context: Context, place: Place, config: Measure) -> Result:
     """Measure the artifact beside the dense float network, in one fresh process."""
     assert place.dense is not None  # the recipe's order was checked
-    for path in place.before.iterdir():
-        if path.name != "result.json":
-            shutil.copyfile(path, place.after / path.name)
+    shutil.copytree(place.before, place.after, ignore=shutil.ignore_patterns("result.json"), dirs_exist_ok=True)
     before = read_result(place.before)
     dense, ours = measure(
         [place.dense / ARTIFACT, place.after / ARTIFACT],
@@ -287,7 +295,11 @@ def dense_reference(context: Context, before: Path, after: Path) -> Result:
     checks = [compare_float(model, artifact, context.checked())]
     require(checks)
     figures = {"file_bytes": artifact.stat().st_size}
-    result: Result = {"row": row(context, model, **figures), "checks": _dicts(checks), "notes": []}
+    result: Result = {
+        "row": row(context, model, _known_accuracy(before), **figures),
+        "checks": _dicts(checks),
+        "notes": [],
+    }
     result["seconds"] = time.perf_counter() - started
     write_json(after / "result.json", result)
     return result

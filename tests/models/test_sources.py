@@ -7,6 +7,7 @@ import torch
 
 from edgewise.errors import MissingExtra, ModelError, UnknownName
 from edgewise.models import build
+from edgewise.models.sources import source_files
 
 # -- timm -----------------------------------------------------------------------------------------------------------
 
@@ -149,6 +150,31 @@ def test_a_file_imports_its_neighbours_and_the_path_is_restored(tmp_path):
     before = list(sys.path)
     assert build(f"{tmp_path / 'net.py'}:f").out_features == 6
     assert sys.path == before
+
+
+def write_network_of_parts(folder, width):
+    """Write a network whose file imports a module, a package's module and, through one another, a constant."""
+    (folder / "parts").mkdir(parents=True)
+    (folder / "net.py").write_text("from parts import layers\ndef f(): return layers.make()\n")
+    (folder / "parts" / "__init__.py").write_text("")
+    (folder / "parts" / "layers.py").write_text(
+        "from torch import nn\nfrom .sizes import WIDTH\ndef make(): return nn.Linear(1, WIDTH)\n"
+    )
+    (folder / "parts" / "sizes.py").write_text(f"WIDTH = {width}\n")
+    (folder / "unrelated.py").write_text("")
+    return folder / "net.py"
+
+
+def test_neighbours_of_one_name_in_two_folders_do_not_meet(tmp_path):
+    files = [write_network_of_parts(tmp_path / str(width), width) for width in (3, 4)]
+    assert [build(f"{file}:f").out_features for file in (*files, files[0])] == [3, 4, 3]
+    assert not list(tmp_path.rglob("*.pyc"))
+
+
+def test_the_neighbours_that_a_file_needs_are_found(tmp_path):
+    file = write_network_of_parts(tmp_path / "mine", 3)
+    found = {path.relative_to(file.parent).as_posix() for path in source_files(file)}
+    assert found == {"net.py", "parts/__init__.py", "parts/layers.py", "parts/sizes.py"}
 
 
 @pytest.mark.parametrize(

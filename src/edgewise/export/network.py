@@ -2,7 +2,8 @@
 
 `model.safetensors` holds parameters and buffers; `structure.json` the builder's name and options and, for a pruned
 network, the attributes in which it differs from what the builder makes. Together they are the network again, in a
-process that never saw the original. A network of the user's own file travels with a copy of that file.
+process that never saw the original. A network of the user's own file travels with a copy of that file and of the
+neighbours it imports, in `builder/`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from edgewise import models
 from edgewise.errors import ModelError
 from edgewise.files import canonical_json, read_json, write_bytes
 from edgewise.graph.surgery import Attributes, record, restore
+from edgewise.models.sources import source_files
 
-STRUCTURE, TENSORS, SOURCE = "structure.json", "model.safetensors", "builder.py"
+STRUCTURE, TENSORS, SOURCE = "structure.json", "model.safetensors", "builder"
 FORMAT = 1
 
 
@@ -44,14 +46,18 @@ def save(model: nn.Module, builder: Builder, folder: Path) -> Path:
     Args:
         model: what `builder` makes, or what surgery made of that.
         builder: how the unpruned network is made.
-        folder: exists; gets `model.safetensors`, `structure.json` and, for a file of the user's, `builder.py`.
+        folder: exists; gets `model.safetensors`, `structure.json` and, for a file of the user's, `builder/`.
     """
     from safetensors.torch import save as to_bytes
 
     source, colon, function = builder.model.rpartition(":")
     if colon and source.endswith(".py"):
-        write_bytes(folder / SOURCE, Path(source).read_bytes())
-        builder = replace(builder, model=f"{SOURCE}:{function}")
+        file = Path(source).expanduser().resolve()
+        for path in source_files(file):
+            copy = folder / SOURCE / path.relative_to(file.parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(copy, path.read_bytes())
+        builder = replace(builder, model=f"{SOURCE}/{file.name}:{function}")
     structure = {"format": FORMAT, "builder": asdict(builder), "attributes": _attributes(model, folder, builder)}
     write_bytes(folder / TENSORS, to_bytes(_tensors(model)))
     write_bytes(folder / STRUCTURE, canonical_json(structure))
@@ -82,8 +88,8 @@ def load(folder: Path) -> nn.Module:
 
 def _original(builder: Builder, folder: Path) -> nn.Module:
     """Make the builder's network without disturbing the global random state."""
-    if builder.model.startswith(f"{SOURCE}:"):
-        builder = replace(builder, model=f"{folder / SOURCE}:{builder.model.rpartition(':')[2]}")
+    if builder.model.startswith(f"{SOURCE}/"):
+        builder = replace(builder, model=str(folder / builder.model))
     with torch.random.fork_rng(devices=[]):
         return builder.build()
 

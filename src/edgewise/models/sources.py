@@ -1,5 +1,6 @@
 """Networks that are not ours: timm's, and the user's own."""
 
+import ast
 import importlib.util
 import inspect
 import sys
@@ -74,7 +75,7 @@ def from_file(path: str, function: str, *, classes: int, channels: int, size: in
     """Build the user's own network: run a Python file and call one of its functions.
 
     The function gets those of the keywords `classes`, `channels` and `size` that it takes. The file can import its
-    neighbours; it is read anew each time and leaves no cache behind.
+    neighbours; all are read anew each time and leave no cache behind.
 
     Raises:
         ModelError: no such file or function; an exception inside, with its file and line; no network returned.
@@ -136,15 +137,56 @@ def _taken(function: Callable[..., object], keywords: dict[str, int]) -> dict[st
     return {name: value for name, value in keywords.items() if name in named}
 
 
+_neighbours: set[str] = set()  # modules that users' files brought in; another file may mean others by their names
+
+
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Let a file import its neighbours, as it can when it is run."""
+    """Let a file import its neighbours, as it can when it is run: its own, whatever another file imported before."""
+    for name in _neighbours:
+        sys.modules.pop(name, None)
+    _neighbours.clear()
+    importlib.invalidate_caches()
+    known, caching = set(sys.modules), sys.dont_write_bytecode
     sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = caching
         with suppress(ValueError):  # the file may have taken it away itself
             sys.path.remove(str(folder))
+        _neighbours.update(name for name in set(sys.modules) - known if _is_beside(name, folder))
+
+
+def _is_beside(name: str, folder: Path) -> bool:
+    """Whether a module was imported from a folder, by its name there; an environment inside it has other names."""
+    place = folder.joinpath(*name.split("."))
+    return getattr(sys.modules[name], "__file__", None) in (f"{place}.py", str(place / "__init__.py"))
+
+
+def source_files(file: Path) -> list[Path]:
+    """List a Python file and the neighbours it needs: those in its folder that it imports, or that they import."""
+    found = [file]
+    for path in found:  # which grows meanwhile
+        for parts in _imports(path, file.parent):
+            for length in range(1, len(parts) + 1):
+                place = file.parent.joinpath(*parts[:length])
+                modules = (place.with_name(f"{place.name}.py"), place / "__init__.py")
+                found += [module for module in modules if module.is_file() and module not in found]
+    return found
+
+
+def _imports(path: Path, folder: Path) -> Iterator[tuple[str, ...]]:
+    """Yield the names of the modules that a file may import, wherever in it, as seen from a folder."""
+    package = path.relative_to(folder).parent.parts
+    for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            base = (*above, *(node.module.split(".") if node.module else ()))
+            yield from (base, *((*base, alias.name) for alias in node.names))
 
 
 @contextmanager

@@ -52,8 +52,8 @@ class Prune:
             raise ValueError(f"round_to = {self.round_to}: a width is a multiple of at least 1")
         if not 0 <= self.floor <= 1:
             raise ValueError(f"floor = {self.floor}: a share of the channels, 0 to 1")
-        if self.recalibrate < 0:
-            raise ValueError(f"recalibrate = {self.recalibrate}: a number of images, 0 or more")
+        if self.recalibrate < 0 or self.recalibrate == 1:  # one image has no variance
+            raise ValueError(f"recalibrate = {self.recalibrate}: a number of images, 0 or at least 2")
 
     @property
     def budget(self) -> Budget:
