@@ -1,10 +1,13 @@
 """Files and folders appear whole or not at all."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
-from edgewise.files import canonical_json, partial_folder, sha256, whole_folder, write_bytes, write_json
+from edgewise.errors import RunFolderError
+from edgewise.files import canonical_json, locked, partial_folder, sha256, whole_folder, write_bytes, write_json
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -54,6 +57,42 @@ def test_the_next_try_starts_empty_unless_told_otherwise(tmp_path):
     (partial / "x").write_text("1")
     with whole_folder(tmp_path / "step") as empty:
         assert not list(empty.iterdir())
+
+
+def test_a_write_that_fails_names_the_file_and_not_its_partial(tmp_path):
+    for path in (tmp_path / "missing" / "x.html", tmp_path / ("x" * 300)):
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - which of them is the system's to say
+            write_bytes(path, b"x")
+        assert caught.value.filename == str(path)
+
+
+def test_a_folder_that_somebody_else_made_meanwhile_is_named(tmp_path):
+    target = tmp_path / "step"
+
+    def meet():
+        with whole_folder(target):
+            target.mkdir()
+            (target / "theirs").write_text("x")
+
+    with pytest.raises(RunFolderError, match="step: appeared meanwhile"):
+        meet()
+    assert (target / "theirs").exists()
+
+
+def test_a_folder_is_held_by_one_and_let_go_of_by_a_kill(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from edgewise.files import locked\n"
+        "with locked(Path(sys.argv[1])) as free: print(free, flush=True); input()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdin=-1, stdout=-1, text=True)
+    assert other.stdout.readline() == "True\n"
+    with locked(tmp_path) as free:
+        assert not free
+    other.kill()
+    other.communicate()
+    with locked(tmp_path) as free:
+        assert free
+    assert not list(tmp_path.iterdir())
 
 
 def test_json_has_one_form_and_no_nan(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgewise.errors import RecipeError
-from edgewise.recipe import Prune, Recipe, Train, parse, read, to_toml
+from edgewise.recipe import Prune, Recipe, Train, absolute, parse, read, to_toml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,6 +57,17 @@ def test_a_recipe_becomes_a_value(tmp_path: Path) -> None:
 def test_written_out_and_read_back_it_is_the_same(tmp_path: Path) -> None:
     recipe = read(write(tmp_path, GOOD))
     assert read(write(tmp_path, to_toml(recipe))) == recipe
+
+
+def test_paths_are_made_absolute_and_names_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = absolute(read(write(tmp_path, GOOD), ["model=a/net.py:f", "data=pack:b", "weights=../w.pth"]))
+    assert recipe.model == f"{tmp_path}/a/net.py:f"
+    assert recipe.data == f"pack:{tmp_path}/b"
+    assert recipe.weights == f"{tmp_path}/../w.pth"
+    for model in ("resnet20", "timm:resnet18"):
+        named = read(write(tmp_path, GOOD), [f"model={model}"])
+        assert absolute(named) == named
 
 
 def test_nothing_to_do_is_written_out_too(tmp_path: Path) -> None:
@@ -119,6 +130,11 @@ def test_settings_can_be_changed(tmp_path: Path) -> None:
         ('data = "fashion-mnist"', 'data = "fashion-mnist"\nname = "../x"', "name = '../x'"),
         ('kind = "measure"', 'kind = "measure"\nthreads = 0', "threads = 0: at least 1"),
         ('kind = "quantize"', 'kind = "quantize"\nscheme = "int3"', "step.3.scheme"),
+        ("epochs = 3", "lr = inf", "step.0.lr = inf: it must be a finite number"),
+        ("drop = 1", "drop = nan", "budget.drop = nan: it must be a finite number"),
+        ("drop = 1", "drop = -1", "budget: drop = -1.0: accuracy points that may be lost, 0 or more"),
+        ("epochs = 3", "milestones = [0.1, -inf]", "step.0.milestones.1 = -inf: it must be a finite number"),
+        ("keep_macs = 0.5", "keep_macs = 0.5\nrecalibrate = 1", "recalibrate = 1: a number of images, 0 or at least 2"),
         ("model =", "model", "no valid TOML"),
     ],
 )

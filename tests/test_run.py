@@ -1,6 +1,7 @@
 """A recipe becomes a run folder: its content, its proof, and what a kill at any moment does to it."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,12 +12,18 @@ import pytest
 import torch
 
 import small_run
-from edgewise import load
+from edgewise import load, steps
+from edgewise.budget import Limits, verdict
 from edgewise.check import check
-from edgewise.errors import RunFolderError, TrainingDiverged
-from edgewise.files import read_json
+from edgewise.data import Dataset, Split
+from edgewise.errors import RunFolderError, TrainingDiverged, UserError
+from edgewise.export.network import Builder
+from edgewise.files import locked, read_json, sha256
+from edgewise.folder import choose, held
 from edgewise.recipe import read
-from edgewise.run import compress, files
+from edgewise.run import _compressed, _measurements, compress, files
+from edgewise.steps import Context, read_result
+from edgewise.train import evaluate
 
 STEPS = ["01-train", "02-prune", "03-train", "04-quantize", "05-export", "06-measure"]
 
@@ -69,6 +76,9 @@ def test_every_equality_is_in_the_manifest(finished: Path) -> None:
     assert all(item["passed"] for item in manifest["checks"])
     assert set(manifest["files"]) == set(files(finished))
     assert manifest["data"]["checksum"].startswith("sha256:")
+    assert manifest["training"] == {"device": f"cpu: {manifest['machine']['cpu']}", "torch_threads": 1}
+    assert manifest["weights_sha256"] is None
+    assert {"torch", "onnxscript", "onnx-ir", "scipy", "safetensors"} <= set(manifest["versions"])
 
 
 def test_a_run_is_checked_from_its_files(finished: Path) -> None:
@@ -182,10 +192,18 @@ def test_a_killed_run_resumes_to_the_same_bytes(recipe: Path, finished: Path, tm
     begun = {path.name for path in (out / "steps").iterdir()}
     expected = {"training": ".01-train.partial", "between": "02-prune", "writing": ".03-train.partial"}[moment]
     assert expected in begun
-    if moment == "training":  # epochs were finished before, and are not trained again
-        assert any((out / "steps" / ".01-train.partial").iterdir())
-    compress(read(recipe), out, resume=True)
-    for name in ("model.safetensors", "structure.json", "dense/model.safetensors", "steps/02-prune/model.safetensors"):
+    trained: list[int] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "train" and total == 21:  # three epochs of seven steps
+            trained.append(done)
+
+    compress(read(recipe), out, resume=True, progress=progress)
+    assert trained == (list(range(15, 22)) if moment == "training" else []), "finished epochs are not trained again"
+    for name in (
+        *("model.safetensors", "structure.json", "model.onnx"),
+        *("dense/model.safetensors", "dense/model.onnx", "steps/02-prune/model.safetensors"),
+    ):
         assert (out / name).read_bytes() == (finished / name).read_bytes(), name
     assert (
         read_json(out / "results.json")["compressed"]["accuracy"]
@@ -195,9 +213,15 @@ def test_a_killed_run_resumes_to_the_same_bytes(recipe: Path, finished: Path, tm
     assert [json.loads(line)["event"] for line in (out / "events.jsonl").read_text().splitlines()].count("resume") == 1
 
 
-def test_a_finished_run_is_not_run_again(recipe: Path, finished: Path) -> None:
+def test_a_finished_run_is_not_run_again_nor_its_data_read(recipe: Path, finished: Path) -> None:
     before = (finished / "manifest.json").read_bytes()
-    again = compress(read(recipe), finished, resume=True)
+    pack = recipe.parent / "pack"
+    away = pack.rename(recipe.parent / "away")
+    try:
+        again = compress(read(recipe), finished, resume=True)
+    finally:
+        away.rename(pack)
+    assert again.before
     assert again.results == read_json(finished / "results.json")
     assert (finished / "manifest.json").read_bytes() == before
 
@@ -212,6 +236,93 @@ def test_a_folder_that_is_taken_is_refused(recipe: Path, finished: Path, tmp_pat
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunFolderError, match="a file of that name"):
         compress(read(recipe), tmp_path / "file")
+
+
+def test_a_folder_is_one_processs_at_a_time(recipe: Path, tmp_path: Path) -> None:
+    plan, out = read(recipe), tmp_path / "run"
+    with held(out, plan, resume=False), pytest.raises(RunFolderError, match=f"process {os.getpid()} is at work in it"):
+        compress(plan, out, resume=True)
+    with locked(out) as free:
+        assert free, "whoever held it let go"
+
+
+def test_what_a_kill_leaves_before_the_recipe_is_written_is_no_run(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / ".recipe.toml.partial").write_text("model =")
+    with pytest.raises(RunFolderError, match="no run to resume; leave --resume out"):
+        choose(read(recipe), tmp_path, resume=True)
+    assert choose(read(recipe), tmp_path, resume=False) == tmp_path
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(RunFolderError, match="exists already"):
+        choose(read(recipe), tmp_path, resume=False)
+
+
+def test_resuming_compares_only_what_was_begun_and_works_from_anywhere(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = "step=[{kind='train', epochs=1, batch=64, lr=0.01}, {kind='prune', keep_macs=0.6}, {kind='export'}]"
+    monkeypatch.chdir(recipe.parent)
+    plan, out = read(recipe, ["model=network.py:tiny", "data=pack:pack", steps]), tmp_path / "run"
+
+    def interrupt(row: dict[str, object]) -> None:
+        if row["step"] == "01-train":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(plan, out, log=interrupt)
+    monkeypatch.chdir(tmp_path)
+    kept = out / "recipe.toml"
+    with pytest.raises(RunFolderError, match=r"another recipe: step\.0\.lr was 0\.01 and is 0\.02"):
+        compress(read(kept, ["step.0.lr=0.02"]), out, resume=True)
+    done = compress(read(kept, ["step.1.keep_macs=0.9", "budget.size=1 KB"]), out, resume=True)
+    assert not done.budget_met
+    assert read(kept).step[1].keep_macs == 0.9
+    with pytest.raises(RunFolderError, match=r"step\.1\.keep_macs was 0\.9 and is 0\.6"):
+        compress(read(kept, ["step.1.keep_macs=0.6"]), out, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("step.5.threads=999", r"step\.5\.threads = 999: this machine has \d+ cores"),
+        ("step.1.keep_macs=0.001", r"step\.1 \(prune\): macs cannot go down to"),
+    ],
+)
+def test_what_must_fail_later_is_refused_before_training(
+    recipe: Path, tmp_path: Path, change: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        compress(read(recipe, [change]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_measurement_counts_only_for_the_artifact_it_was_made_of(finished: Path) -> None:
+    folders = [finished / "steps" / name for name in STEPS]
+    measured = read_result(folders[-1])["measurements"]
+    assert _measurements(folders) == measured
+    assert _measurements([folders[-1], folders[-2]]) == measured, "exported once more, to the same bytes"
+    assert _measurements([*folders, finished / "dense"]) == [], "another network came after"
+    assert _measurements([*folders, folders[1]]) == [], "and that one was not exported"
+    assert _measurements(folders[:-1]) == []
+
+
+def test_a_drop_exactly_at_its_limit_is_met() -> None:
+    names = ("params", "nonzero", "macs", "weight_bytes", "peak_activation_bytes", "file_bytes", "latency_s")
+    figures = dict.fromkeys((*names, "resident_bytes"), 1)
+    found = _compressed({**figures, "accuracy": 0.91}, {**figures, "accuracy": 0.90})
+    assert (0.91 - 0.90) * 100 > 1, "a float's last bit would miss it"
+    assert verdict(Limits(drop=1.0), found)["drop"]["met"]
+    assert not verdict(Limits(drop=0.999), found)["drop"]["met"]
+
+
+def test_equalities_are_checked_on_every_class_though_the_images_lie_in_its_order(recipe: Path) -> None:
+    labels = torch.arange(10).repeat_interleave(100)
+    images = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    split = Split(images, labels)
+    ordered = Dataset("ordered", tuple("0123456789"), split, split, split, (0.0,), (1.0,), "sha256:")
+    context = Context(read(recipe), recipe.parent, ordered, Builder("resnet20", 10, 1, 8), torch.device("cpu"))
+    seen, counts = (context.checked()[:, 0, 0, 0] * 255).round().long().unique(return_counts=True)
+    assert seen.tolist() == list(range(10))
+    assert 25 <= counts.min() <= counts.max() <= 26
 
 
 def test_the_default_folder_is_numbered_when_taken(
@@ -255,9 +366,16 @@ def test_pruning_at_initialisation_has_no_trained_dense_network(recipe: Path, tm
     assert "never trained" in results["rows"][0]["notes"][0]
 
 
-def test_weights_to_start_from(recipe: Path, finished: Path, tmp_path: Path) -> None:
+def test_weights_to_start_from(recipe: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is evaluated twice: the dense and the pruned network as floats, then the artifact alone."""
+    evaluated = []
+    monkeypatch.setattr(steps, "evaluate", lambda *a, **k: evaluated.append(evaluate(*a, **k)) or evaluated[-1])
     weights = finished / "dense" / "model.safetensors"
-    steps = "step=[{kind='prune', keep_macs=0.9}, {kind='export'}]"
-    results = compress(read(recipe, [f"weights={weights}", steps]), tmp_path / "run").results
-    assert results["rows"][0]["accuracy"] == read_json(finished / "results.json")["rows"][0]["accuracy"]
-    assert results["rows"][-1]["file_bytes"] == (tmp_path / "run" / "model.onnx").stat().st_size
+    changes = "step=[{kind='prune', keep_macs=0.9}, {kind='quantize', calibration=5000}, {kind='export'}]"
+    results = compress(read(recipe, [f"weights={weights}", changes]), tmp_path / "run").results
+    rows = results["rows"]
+    assert rows[0]["accuracy"] == read_json(finished / "results.json")["rows"][0]["accuracy"]
+    assert rows[-1]["file_bytes"] == (tmp_path / "run" / "model.onnx").stat().st_size
+    assert [row["accuracy"] for row in rows[:2]] == evaluated
+    assert rows[2]["notes"] == ["calibrated on all 457 training images; 5000 were asked for"]
+    assert read_json(tmp_path / "run" / "manifest.json")["weights_sha256"] == sha256(weights)
