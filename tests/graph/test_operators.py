@@ -44,7 +44,7 @@ def constant(make: Callable[[Tensor], Tensor]) -> Function:
 
 ONE_OPERAND = """
     neg abs sqrt relu relu_ hardtanh hardtanh_ leaky_relu leaky_relu_ elu elu_ gelu silu silu_ mish mish_ tanh tanh_
-    hardswish hardswish_ erf exp log rsqrt sigmoid sigmoid_ hardsigmoid hardsigmoid_ softplus reciprocal
+    hardswish hardswish_ erf exp log rsqrt sigmoid sigmoid_ hardsigmoid hardsigmoid_ softplus reciprocal sin cos
     clone alias detach zeros_like ones_like
 """
 TWO_OPERANDS = "add add_ sub sub_ mul mul_ div div_ maximum minimum"
@@ -71,6 +71,10 @@ CALLS: dict[str, Function] = {
     "rsub": lambda m, x: 2 - x,
     "pow": lambda m, x: x**3,
     "where": lambda m, x: torch.where(x.to(torch.bool), x, -x),
+    "eq": lambda m, x: (x == x.tanh()).to(x) + x,
+    "gt": lambda m, x: (x > 1).to(x) + x,
+    "lt": lambda m, x: (x < 1).to(x) + x,
+    "bitwise_not": lambda m, x: (~(x > 1)).to(x) + x,
     "_to_copy": lambda m, x: x.to(torch.float32).to(x.dtype) if x.is_meta else aten._to_copy(x, dtype=x.dtype),
     "lift_fresh": lambda m, x: x * torch.tensor(2.0),
     "convolution": lambda m, x: m["conv"](x),
@@ -91,6 +95,8 @@ CALLS: dict[str, Function] = {
     "amax": lambda m, x: x.amax((2, 3), keepdim=True),
     "amin": lambda m, x: x.amin((2, 3), keepdim=True),
     "var": lambda m, x: x.var((2, 3), keepdim=True),
+    "max": lambda m, x: x.max(2, keepdim=True)[0],
+    "linalg_vector_norm": lambda m, x: x.norm(dim=(2, 3), keepdim=True),
     "max_pool2d_with_indices": lambda m, x: F.max_pool2d(x, 2),
     "avg_pool2d": lambda m, x: F.avg_pool2d(x, 2),
     "_adaptive_avg_pool2d": lambda m, x: F.adaptive_avg_pool2d(x, 2),
@@ -98,6 +104,8 @@ CALLS: dict[str, Function] = {
     "upsample_nearest2d": lambda m, x: F.interpolate(x, scale_factor=2),
     "upsample_bilinear2d": lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear"),
     "upsample_bicubic2d": lambda m, x: F.interpolate(x, scale_factor=2, mode="bicubic"),
+    "_upsample_bicubic2d_aa": lambda m, x: F.interpolate(x, scale_factor=0.5, mode="bicubic", antialias=True),
+    "upsample_linear1d": lambda m, x: F.interpolate(x.flatten(2), scale_factor=0.5, mode="linear").unsqueeze(3),
     "reflection_pad2d": lambda m, x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
     "replication_pad2d": lambda m, x: F.pad(x, (1, 1, 1, 1), mode="replicate"),
     "constant_pad_nd": lambda m, x: F.pad(x, (1, 1, 1, 1)),
@@ -117,6 +125,15 @@ CALLS: dict[str, Function] = {
     "unsafe_split": lambda m, x: aten.unsafe_split(x, 4, 2)[1],
     "unbind": lambda m, x: x.unbind(2)[0].unsqueeze(2),
     "cat": lambda m, x: torch.cat([x, x], 2),
+    "stack": lambda m, x: torch.stack([x, x], 2).flatten(2, 3),
+    "index": lambda m, x: x[:, :, [0, 3, 5]],
+    "repeat": lambda m, x: x.repeat(1, 1, 2, 1),
+    "flip": lambda m, x: x.flip(1, 3),
+    "roll": lambda m, x: x.roll(1, 2),
+    "cumsum": lambda m, x: x.cumsum(2),
+    "unfold": lambda m, x: x.unfold(2, 2, 2).amax(4),
+    "im2col": lambda m, x: F.unfold(x, 8).reshape(len(x), -1, 8, 8),
+    "col2im": lambda m, x: F.fold(F.unfold(x, 2), (8, 8), 2),
     "_softmax": lambda m, x: x.softmax(2),
     "_safe_softmax": lambda m, x: aten._safe_softmax(x, 2),
     "empty": constant(lambda x: torch.empty(8, 8, device=x.device).copy_(x[0, 0])),

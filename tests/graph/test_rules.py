@@ -37,6 +37,7 @@ class Case:
     head: Callable[[], nn.Module] = lambda: nn.Conv2d(8, 5, 1)
     layers: Callable[[], dict[str, nn.Module]] = field(default=dict)
     inexact: tuple[str, ...] = ()
+    rigid: tuple[str, ...] = ()
     name: str = ""
 
 
@@ -64,9 +65,9 @@ class Masked(nn.Conv2d):
 
 def filled(x: Tensor) -> Tensor:
     """Write two halves of the channels into a tensor made beforehand."""
-    both = torch.zeros_like(x)
-    both[:, :4] = x[:, 4:]
-    both[:, 4:].add_(x[:, :4])
+    both, half = torch.zeros_like(x), x.shape[1] // 2
+    both[:, :half] = x[:, half:]
+    both[:, half:].add_(x[:, :half])
     return both
 
 
@@ -215,7 +216,7 @@ CASES = [
     ),
     Case("group_norm", lambda m, x: m["a"](x), {"stem": 8}, layers=lambda: {"a": nn.GroupNorm(8, 8)}, name="of one"),
     Case("pointwise", lambda m, x: torch.empty_like(x).copy_(x), {"stem": 8}, name="copy"),
-    Case("pointwise", lambda m, x: filled(x), {}, name="copies to ranges of channels"),
+    Case("pointwise", lambda m, x: filled(x), {"stem": 4}, name="copies to halves of the channels"),
     Case(
         "pointwise",
         lambda m, x: torch.zeros(len(x), 8, 8, 8, dtype=x.dtype, device=x.device).copy_(x),
@@ -260,7 +261,7 @@ CASES = [
     Case(
         "reshape",
         lambda m, x: x.view(-1, 2, x.shape[1] // 2, 8, 8).transpose(1, 2).reshape(x.shape[0], -1, 8, 8),
-        {},  # ShuffleNet's shuffle: with other widths its cut would fall between other channels
+        {"stem": 4},  # ShuffleNet's shuffle: the same offset of both halves goes, so that the cut stays between them
         name="shuffle",
     ),
     Case(
@@ -277,11 +278,22 @@ CASES = [
     ),
     Case("expand", lambda m, x: x + x.mean((2, 3), keepdim=True).expand(-1, -1, 8, 8), {"stem": 8}),
     Case("slice_dim", lambda m, x: x[:, :, ::2, ::2], {"stem": 8}),
-    Case("slice_dim", lambda m, x: x[:, :4], {}, head=lambda: conv(4, 5), name="channels"),
+    Case("slice_dim", lambda m, x: x[:, x.shape[1] // 2 :], {"stem": 4}, head=lambda: conv(4, 5), name="half"),
+    Case("slice_dim", lambda m, x: x[:, :4], {"stem": 4}, head=lambda: conv(4, 5), rigid=("stem",), name="literal"),
+    Case("slice_dim", lambda m, x: x[:, :3], {}, head=lambda: conv(3, 5), name="unequal"),
     Case("select", lambda m, x: x[:, :, 0], {"stem": 8}, head=lambda: nn.Conv1d(8, 5, 1)),
     Case("select", lambda m, x: x[:, 0], {}, head=lambda: nn.Linear(8, 5), name="channel"),
     Case("split", lambda m, x: torch.cat(x.split(4, dim=2), dim=3), {"stem": 8}),
-    Case("split", lambda m, x: (p := x.split(4, dim=1))[0] * p[1], {}, head=lambda: conv(4, 5), name="channels"),
+    Case("split", lambda m, x: (p := x.chunk(2, dim=1))[0] * p[1], {"stem": 4}, head=lambda: conv(4, 5), name="chunks"),
+    Case(
+        "split",
+        lambda m, x: (p := x.split(4, dim=1))[0] * p[1],
+        {"stem": 4},
+        head=lambda: conv(4, 5),
+        rigid=("stem",),
+        name="literal",
+    ),
+    Case("split", lambda m, x: x.split([6, 2], dim=1)[0], {}, head=lambda: conv(6, 5), name="unequal"),
     Case("unbind", lambda m, x: sum(x.unbind(2)), {"stem": 8}, head=lambda: nn.Conv1d(8, 5, 1)),
     Case("unbind", lambda m, x: sum(x.unbind(1)), {}, head=lambda: nn.Linear(8, 5), name="channels"),
     Case(
@@ -298,6 +310,30 @@ CASES = [
         layers=lambda: {"a": conv(8, 8)},
         name="along space",
     ),
+    Case("index", lambda m, x: x[:, :, [0, 3, 5]], {"stem": 8}),
+    Case("index", lambda m, x: x[[0, 0]][:, :, [[0, 1]], [2, 3]], {"stem": 8}, name="twice"),
+    Case("index", lambda m, x: x[:, [5, 1]], {}, head=lambda: conv(2, 5), name="channels"),
+    Case(
+        "stack",
+        lambda m, x: torch.stack([x, m["a"](x)], 1).sum(1),  # as SKNet adds its branches
+        {"stem": 8},
+        layers=lambda: {"a": conv(8, 8)},
+    ),
+    Case("repeat", lambda m, x: x.repeat(1, 2, 1, 1), {"stem": 8}, head=lambda: conv(16, 5)),
+    Case("flip", lambda m, x: x.flip(1, 3), {"stem": 8}),
+    Case("along", lambda m, x: x.roll((1, 2), (2, 3)).cumsum(2), {"stem": 8}),
+    Case("along", lambda m, x: x.roll(1, 1), {}, name="channels"),
+    Case("unfold", lambda m, x: x.unfold(2, 2, 2).amax(4), {"stem": 8}),
+    Case("unfold", lambda m, x: x.unfold(1, 2, 1).amax(4), {}, head=lambda: conv(7, 5), name="channels"),
+    Case(
+        "patches",
+        lambda m, x: F.fold(m["a"](F.unfold(x, 2, stride=2)), (8, 8), 2, stride=2),
+        {"stem": 8, "layers.a": 6},  # every channel is four of the columns, and made by four of the rows
+        head=lambda: conv(6, 5),
+        layers=lambda: {"a": nn.Conv1d(32, 24, 1)},
+    ),
+    Case("reduction", lambda m, x: x / x.norm(dim=(2, 3), keepdim=True), {"stem": 8}, name="norm"),
+    Case("reduction", lambda m, x: x + x.max(2, keepdim=True)[0], {"stem": 8}, name="maximum"),
     Case("pad", lambda m, x: F.pad(x, (1, 1, 1, 1)), {"stem": 8}),
     Case(
         "pad",
@@ -340,6 +376,7 @@ def test_groups_by_hand_and_exact(case: Case) -> None:
     graph = trace(net, x)
     assert {group.name: group.size for group in graph.groups} == case.groups
     assert tuple(group.name for group in graph.groups if not group.exact) == case.inexact
+    assert graph.rigid == case.rigid
     rng = np.random.default_rng(0)
     keep = {g.name: np.sort(rng.permutation(g.size)[: g.size // 2]) for g in graph.prunable()}
     with torch.no_grad():

@@ -8,8 +8,10 @@ removed, so the operator sees what it always saw.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from edgewise.graph.trace import FROZEN, Atoms, Call, Extent, Ids, Rule, Tracer
@@ -249,21 +251,22 @@ def group_norm(t: Tracer, call: Call) -> list[Ids]:
 def reduction(t: Tracer, call: Call) -> list[Ids]:
     """Reduce over some dimensions: channels among them leave the result, which then depends on how many there were."""
     x = call.args[0]
-    dims = call.argument(1, "dim")
-    keep_dim = bool(call.argument(2, "keepdim", False))
+    first = 2 if call.op == "linalg_vector_norm" else 1  # after the norm's order
+    dims = call.argument(first, "dim")
+    keep_dim = bool(call.argument(first + 1, "keepdim", False))
     rank = x.dim()
     dims = list(range(rank)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     over = {d % rank - rank for d in dims}
     t.inexact += [(f, f'{call.op} over channels in "{t.module[0]}"') for f in t.ids(x) if set(support(f)) & over]
     ids = _kept(t, x, over)
     gone = tuple(d + rank for d in over)
-    return [ids if keep_dim else tuple(f.squeeze(gone) for f in ids)]
+    return [ids if keep_dim else tuple(f.squeeze(gone) for f in ids)] * (2 if call.op == "max" else 1)
 
 
 def windows(t: Tracer, call: Call) -> list[Ids]:
     """Pool or resize the trailing dimensions; a factor that runs over them cannot be followed."""
     x = call.args[0]
-    spatial = {-1, -2}
+    spatial = {-1} if call.op.endswith("1d") else {-1, -2}
     t.freeze(*(f for f in t.ids(x) if set(support(f)) & spatial))
     return [tuple(f for f in t.ids(x) if not set(support(f)) & spatial)]  # indices of maxima are no activations
 
@@ -285,14 +288,34 @@ def restride(t: Tracer, call: Call) -> list[Ids]:
 def reshape(t: Tracer, call: Call) -> list[Ids]:
     """Split and merge dimensions; what is merged with a channel dimension carries its channels along.
 
-    Channels whose own dimension is split are frozen: the forward states one of the new sizes, and with fewer channels
-    the cut would fall elsewhere.
+    Where a channel dimension is split, the channels at one offset of every part are tied: all parts stay of one width,
+    as in a shuffle ``view(n, 2, c // 2, h, w)``. Whether the forward lets that width change is found by running it.
     """
     old, new = tuple(call.args[0].shape), tuple(call.out.shape)
-    for old_dims, new_dims in _blocks(old, new):
-        if sum(new[d] > 1 for d in new_dims) > 1:
-            t.freeze(*(f for f in t.ids(call.args[0]) if any(f.shape[d] > 1 for d in old_dims)))
-    return [tuple(reshape_factor(f, old, new) for f in t.ids(call.args[0]))]
+    return [tuple(_one_dimension(t, reshape_factor(f, old, new)) for f in t.ids(call.args[0]))]
+
+
+def _one_dimension(t: Tracer, factor: Atoms) -> Atoms:
+    """Return a factor that varies over one dimension: constant ones dropped, of several the last kept, the rest tied.
+
+    >>> _one_dimension(Tracer(nn.Identity()), np.array([[1, 1], [2, 2]]))
+    array([[1],
+           [2]])
+    """
+    for dim in range(factor.ndim):
+        first = factor[(slice(None),) * dim + (slice(0, 1),)]
+        if factor.shape[dim] > 1 and (factor == first).all():
+            factor = first
+    for dim in [d for d in range(factor.ndim) if factor.shape[d] > 1][:-1]:
+        factor = _tie_parts(t, factor, dim)
+    return factor
+
+
+def _tie_parts(t: Tracer, factor: Atoms, dim: int) -> Atoms:
+    """Tie everything along one dimension and return its first part, of size 1 there."""
+    first = factor[(slice(None),) * dim + (slice(0, 1),)]
+    t.tie(np.broadcast_to(first, factor.shape), factor)
+    return first
 
 
 def permute(t: Tracer, call: Call) -> list[Ids]:
@@ -314,7 +337,7 @@ def expand(t: Tracer, call: Call) -> list[Ids]:
 
 
 def slice_dim(t: Tracer, call: Call) -> list[Ids]:
-    """Take a range of one dimension. The range is written in the forward, so the channels outside it are frozen too."""
+    """Take a range of one dimension."""
     x, dim = call.args[0], call.argument(1, "dim", 0)
     start, step = call.argument(2, "start") or 0, call.argument(4, "step", 1)
     size = x.shape[dim]
@@ -326,9 +349,20 @@ def slice_dim(t: Tracer, call: Call) -> list[Ids]:
 
 
 def _take(t: Tracer, factor: Atoms, dim: int, taken: slice) -> Atoms:
-    if factor.shape[dim] == 1:
+    """Take a range of a factor's dimension.
+
+    One of several equal parts keeps its channels, tied to those at the same offset of the others, so that the cut
+    stays between the parts. Any other range is stated in the forward: the channels in and beside it are frozen.
+    """
+    size = factor.shape[dim]
+    if size == 1:
         return factor
-    t.freeze(factor)
+    part = taken.stop - taken.start
+    if taken.step in (None, 1) and part and size % part == 0 and taken.start % part == 0:
+        parts = factor.reshape(*factor.shape[:dim], size // part, part, *factor.shape[dim + 1 :])
+        _tie_parts(t, parts, dim)
+    else:
+        t.freeze(factor)
     return factor[(slice(None),) * dim + (taken,)]
 
 
@@ -341,7 +375,7 @@ def select(t: Tracer, call: Call) -> list[Ids]:
 
 
 def split(t: Tracer, call: Call) -> list[Ids]:
-    """Cut one dimension into parts. The parts' sizes are written in the forward: channels cut so are frozen."""
+    """Cut one dimension into parts: equal ones lose the same channels, others none."""
     x, dim = call.args[0], call.argument(2, "dim", 0)
     results, start = [], 0
     for part in call.out:
@@ -357,6 +391,69 @@ def unbind(t: Tracer, call: Call) -> list[Ids]:
     ids = _kept(t, x, {dim % x.dim() - x.dim()})
     t.freeze(*(f for f in t.ids(x) if f.shape[dim] > 1))
     return [tuple(f.squeeze(dim) for f in ids)] * len(call.out)
+
+
+def index(t: Tracer, call: Call) -> list[Ids]:
+    """Pick by tensors of indices: the dimensions that are picked from are frozen, the others go along."""
+    x, indices = call.args[0], call.args[1]
+    picked = [d for d, i in enumerate(indices) if i is not None]
+    if any(indices[d].dtype == torch.bool for d in picked):
+        return frozen(t, call)
+    ids = _kept(t, x, {d - x.dim() for d in picked})
+    t.freeze(*(f for f in t.ids(x) if any(f.shape[d] > 1 for d in picked)))
+    new = call.out.dim() - (x.dim() - len(picked))  # the dimensions of what is picked
+    apart = picked != list(range(picked[0], picked[-1] + 1))
+    at = 0 if apart else picked[0]  # they come first where others lie between them
+    rest = [d for d in range(x.dim()) if d not in picked]
+    shapes = [[f.shape[d] for d in rest] for f in ids]
+    return [tuple(f.reshape(*shape[:at], *[1] * new, *shape[at:]) for f, shape in zip(ids, shapes, strict=True))]
+
+
+def stack(t: Tracer, call: Call) -> list[Ids]:
+    """Lay operands side by side in a new dimension: they are tied element by element."""
+    tensors, dim = call.args[0], call.argument(1, "dim", 0)
+    rank = call.out.dim() - 1
+    ids = _meet(t, [t.ids(x) for x in tensors], [tuple(x.shape) for x in tensors], rank)
+    return [tuple(np.expand_dims(f, dim % (rank + 1)) for f in ids)]
+
+
+def repeat(t: Tracer, call: Call) -> list[Ids]:
+    """Repeat a tensor along its dimensions: a channel goes with its copies."""
+    times = call.args[1]
+    lead = len(times) - call.args[0].dim()
+    shaped = [f.reshape((1,) * lead + f.shape) for f in t.ids(call.args[0])]
+    return [tuple(np.tile(f, [n if size > 1 else 1 for n, size in zip(times, f.shape, strict=True)]) for f in shaped)]
+
+
+def flip(t: Tracer, call: Call) -> list[Ids]:
+    """Reverse some dimensions."""
+    return [tuple(np.flip(f, call.args[1]) for f in t.ids(call.args[0]))]
+
+
+def along(t: Tracer, call: Call) -> list[Ids]:
+    """Mix the elements along some dimensions in an order the forward states: channels there are frozen."""
+    x = call.args[0]
+    dims = call.args[2] if call.op == "roll" else [call.args[1]]
+    t.freeze(*(f for f in t.ids(x) if any(f.shape[d] > 1 for d in dims)))
+    return [t.ids(x)]
+
+
+def unfold(t: Tracer, call: Call) -> list[Ids]:
+    """Take windows of one dimension into a new last one; channels along it are frozen."""
+    x, dim = call.args[0], call.args[1]
+    ids = _kept(t, x, {dim % x.dim() - x.dim()})
+    t.freeze(*(f for f in t.ids(x) if f.shape[dim] > 1))
+    return [tuple(f[..., None] for f in ids)]
+
+
+def patches(t: Tracer, call: Call) -> list[Ids]:
+    """Lay the windows of an image ``[N, C, H, W]`` out as ``[N, C kh kw, L]``, or add them up again."""
+    x, taps = call.args[0], prod(call.args[1] if call.op == "im2col" else call.args[2])
+    atoms = t.axis(x, 1)
+    t.freeze(*(f for f in t.ids(x) if f.shape[1] == 1))
+    if call.op == "im2col":
+        return [_along(np.repeat(atoms, taps), 1, 3)]
+    return [_along(_tie_parts(t, atoms.reshape(-1, taps), 1).reshape(-1), 1, 4)]
 
 
 def concatenate(t: Tracer, call: Call) -> list[Ids]:
@@ -417,11 +514,11 @@ RULES: dict[str, Rule] = {
     **_table(
         Rule(pointwise, overwrites=True, like=1, exact_numbers=True),
         "neg abs sqrt relu relu_ hardtanh hardtanh_ leaky_relu leaky_relu_ elu elu_ gelu silu silu_ mish mish_ tanh "
-        "tanh_ hardswish hardswish_ erf",
+        "tanh_ hardswish hardswish_ erf sin",
     ),
     **_table(
         Rule(pointwise, overwrites=True, like=1, zero="never", exact_numbers=True),
-        "exp log rsqrt sigmoid sigmoid_ hardsigmoid hardsigmoid_ softplus",
+        "exp log rsqrt sigmoid sigmoid_ hardsigmoid hardsigmoid_ softplus cos",
     ),
     **_table(
         Rule(pointwise, overwrites=True, exact_numbers=True),
@@ -429,12 +526,15 @@ RULES: dict[str, Rule] = {
     ),
     **_table(Rule(pointwise, overwrites=True, zero="factor", exact_numbers=True), "mul mul_"),
     **_table(Rule(pointwise, overwrites=True, zero="first", exact_numbers=True), "div div_"),
-    **_table(Rule(pointwise, overwrites=True, zero="never", exact_numbers=True), "rsub pow reciprocal"),
-    **_table(Rule(reduction), "mean sum amax amin var"),
+    **_table(
+        Rule(pointwise, overwrites=True, zero="never", exact_numbers=True), "rsub pow reciprocal bitwise_not eq gt lt"
+    ),
+    **_table(Rule(reduction), "mean sum amax amin var max linalg_vector_norm"),
     **_table(
         Rule(windows),
         "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d "
-        "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d reflection_pad2d replication_pad2d",
+        "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bicubic2d_aa upsample_linear1d "
+        "reflection_pad2d replication_pad2d",
     ),
     **_table(Rule(same), "clone _to_copy lift_fresh"),
     **_table(Rule(pointwise, zero="never"), "copy_"),
@@ -449,6 +549,13 @@ RULES: dict[str, Rule] = {
     **_table(Rule(split, view=True), "split split_with_sizes unsafe_split"),
     **_table(Rule(unbind, view=True), "unbind"),
     **_table(Rule(concatenate), "cat"),
+    **_table(Rule(stack), "stack"),
+    **_table(Rule(index), "index"),
+    **_table(Rule(repeat), "repeat"),
+    **_table(Rule(flip), "flip"),
+    **_table(Rule(along), "roll cumsum"),
+    **_table(Rule(unfold, view=True), "unfold"),
+    **_table(Rule(patches), "im2col col2im"),
     **_table(Rule(pad), "constant_pad_nd"),
     **_table(Rule(frozen, zero="never"), "_softmax _safe_softmax"),
     **_table(Rule(same, reads=False, zero="never"), "empty_like zeros_like ones_like"),

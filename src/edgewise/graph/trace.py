@@ -18,6 +18,7 @@ The rules of the operators are in `edgewise.graph.rules`; what they tie is solve
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,7 +81,7 @@ class Value:
     ids: Ids
     buffer: int | None  # the activation buffer it lies in; None for parameters and what is derived from them
     zero: bool = False  # derived from parameters so that it is 0 wherever they are
-    used: bool = False  # an operator read it
+    first_use: int | None = None  # the step of the programme that read it first
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Tracer:
     buffers: list[Extent] = field(default_factory=list)
     element_bytes: list[int] = field(default_factory=list)  # of each buffer
     parameters: dict[str, Extent] = field(default_factory=dict)
+    first_use: dict[str, int] = field(default_factory=dict)  # the step at which a parameter or buffer is first read
     unused: tuple[str, ...] = ()  # parameters and buffers that no operator read
     ops: list[Op] = field(default_factory=list)
     programme: Programme = field(default_factory=list)
@@ -212,7 +214,8 @@ class Tracer:
         operands = [value for t in _tensors((call.args, call.kwargs)) if (value := self.values.get(id(t)))]
         results = [call.out] if isinstance(call.out, Tensor) else list(_tensors(call.out))
         for value in operands:
-            value.used = True
+            if value.first_use is None:
+                value.first_use = len(self.programme)
         self.constant = bool(operands) and all(value.buffer is None for value in operands)
         identities = rule.follow(self, call)
         reads = tuple(v.buffer for v in operands if v.buffer is not None) if rule.reads else ()
@@ -332,7 +335,7 @@ def run(model: nn.Module, example: Tensor, rules: dict[str, Rule]) -> Tracer:
         ModelError: the forward raised, or its output is not one tensor.
     """
     tracer = Tracer(model)
-    with torch.inference_mode(False), torch.no_grad(), evaluating(model), _naming(tracer):
+    with torch.inference_mode(False), torch.no_grad(), _restoring(model), evaluating(model), _naming(tracer):
         stored = _enter_stored(tracer)
         x = one_image(example)
         tracer.values[id(x)] = Value(x, (), tracer.new_buffer(x, ()))
@@ -348,7 +351,9 @@ def run(model: nn.Module, example: Tensor, rules: dict[str, Rule]) -> Tracer:
     tracer.freeze(*tracer.ids(out))
     if (last := tracer.values.get(id(out))) is not None and last.buffer is not None:
         tracer.ops.append(Op("output", "", (last.buffer,), (), False))
-    tracer.unused = tuple(dict.fromkeys(n for n, t in stored.items() if not tracer.values[id(t)].used))
+    uses = {name: tracer.values[id(tensor)].first_use for name, tensor in stored.items()}
+    tracer.first_use = {name: use for name, use in uses.items() if use is not None}
+    tracer.unused = tuple(name for name, use in uses.items() if use is None)
     for name in tracer.unused:  # what never ran (an auxiliary head) cannot be known to be free
         tracer.freeze(*tracer.ids(stored[name]))
     return tracer
@@ -392,6 +397,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _restoring(model: nn.Module) -> Iterator[None]:
+    """Give every module its attributes back, and their dicts and lists what they held: a forward may fill caches."""
+    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    held = [(v, copy.copy(v)) for _, old in before for v in old.values() if isinstance(v, dict | list)]
+    try:
+        yield
+    finally:
+        for attributes, old in before:
+            for new in attributes.keys() - old.keys():
+                del attributes[new]
+            attributes.update(old)
+        for container, content in held:
+            container.clear()
+            container.update(content) if isinstance(container, dict) else container.extend(content)
 
 
 @contextmanager
