@@ -28,7 +28,7 @@ from edgewise.export.verify import Check, compare_float, compare_int8, compare_n
 from edgewise.files import read_json, write_json
 from edgewise.graph import silence, trace
 from edgewise.prune.structured import Prune, prune
-from edgewise.quantize.static import Quantize, quantize_static, weight_bytes
+from edgewise.quantize import Quantize, activation_cost, quantize_static, weight_bytes
 from edgewise.recipe import Export, Measure, Recipe, Train
 from edgewise.tasks.classification import Classification
 from edgewise.train import TrainingMethod, evaluate, fit, recalibrate
@@ -196,8 +196,7 @@ def _quantize(context: Context, place: Place, config: Quantize) -> Result:
     base = row(context, model, context.artifact_accuracy(artifact))
     figures = {
         "weight_bytes": weight_bytes(artifact),
-        "peak_activation_bytes": base["peak_activation_bytes"] // 4,  # activations are U8 where they were float32
-        "activation_bytes": base["activation_bytes"] // 4,
+        **asdict(activation_cost(artifact)),
         "file_bytes": artifact.stat().st_size,
     }
     notes = []

@@ -1,5 +1,6 @@
 """Fewer bits a number: int8 weights and activations, from calibration images."""
 
-from edgewise.quantize.static import Quantize, quantize_static, weight_bytes
+from edgewise.quantize.memory import ActivationCost, activation_cost, weight_bytes
+from edgewise.quantize.static import Quantize, quantize_static
 
-__all__ = ["Quantize", "quantize_static", "weight_bytes"]
+__all__ = ["ActivationCost", "Quantize", "activation_cost", "quantize_static", "weight_bytes"]

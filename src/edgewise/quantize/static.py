@@ -95,7 +95,7 @@ def quantize_static(
         UserError: there is no such file.
     """
     config = config or Quantize()
-    network = _read(float_onnx)
+    network = read(float_onnx)
     _check_float(network, float_onnx)
     _check_images(calibration, network.graph.inputs[0], float_onnx)
     feed = _Feed(network.graph.inputs[0].name or "", calibration.detach().cpu(), progress)
@@ -109,15 +109,6 @@ def quantize_static(
         if last is not None and last.op_type in TO_FLOAT_OPS:
             float_outputs_(quantized.graph)
         return write(quantized, out)
-
-
-def weight_bytes(onnx_path: Path) -> int:
-    """Count the bytes of a file's constants as stored: codes, scales, zero points and biases, or float weights."""
-    return sum(
-        value.const_value.nbytes
-        for value in _read(onnx_path).graph.initializers.values()
-        if value.const_value is not None
-    )
 
 
 class _Feed:
@@ -180,7 +171,13 @@ def _quantize(source: Path, folder: Path, feed: _Feed, config: Quantize) -> ir.M
     return ir.load(quantized)
 
 
-def _read(path: Path) -> ir.Model:
+def read(path: Path) -> ir.Model:
+    """Read an ONNX file.
+
+    Raises:
+        UserError: there is no such file.
+        ModelError: it is no ONNX file.
+    """
     import onnx_ir as ir
 
     try:
