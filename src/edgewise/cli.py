@@ -23,6 +23,8 @@ app = typer.Typer(
     help="Make vision networks fit devices: prune, quantise, distil, export, prove and measure.",
 )
 
+INTERRUPTED = 130  # as a shell has it: 128 and the number of the signal
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 
 
@@ -356,12 +358,12 @@ def main() -> None:
     from edgewise.errors import EdgewiseError
 
     try:
-        code = app(standalone_mode=False)  # or else typer answers in boxes of several lines, and eats Ctrl-C
+        code = app(standalone_mode=False)  # or else typer answers in boxes of several lines
         sys.stdout.flush()
     except EdgewiseError as error:
         fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        fail(f"interrupted{how_to_resume()}", 130)
+        fail(f"interrupted{how_to_resume()}", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         silence()
         sys.exit(0)
@@ -377,6 +379,8 @@ def main() -> None:
             fail(f"out of memory: {str(error).splitlines()[0] if str(error) else 'nothing more is known'}", 1)
         raise
     else:
+        if code == INTERRUPTED:  # typer eats Ctrl-C in some versions
+            fail(f"interrupted{how_to_resume()}", INTERRUPTED)
         sys.exit(code or 0)
 
 
