@@ -147,6 +147,7 @@ def good() -> tuple[dict[str, Any], dict[str, Any]]:
         "edgewise": "0.1.0",
         "created": "2026-11-21T10:14:03+00:00",
         "machine": {"cpu": "AMD EPYC 7B13", "cores": 2, "memory_bytes": 8_340_000_000, "system": "Linux 6.1 x86_64"},
+        "training": {"device": "NVIDIA H100 80GB HBM3", "torch_threads": 2},
         "seed": 0,
         "versions": {"python": "3.11.2", "torch": "2.13.0", "onnx": "1.22.0", "onnxruntime": "1.31.1"},
         "data": {"name": "fashion-mnist", "checksum": "sha256:" + "3f1c" * 16},

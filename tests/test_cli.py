@@ -217,11 +217,14 @@ def test_a_loss_that_diverges_ends_with_exit_code_1(recipe: Path, tmp_path: Path
 
 
 def test_a_full_disk_is_said_in_one_line_and_leaves_no_half_file(recipe: Path, tmp_path: Path) -> None:
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
     out = tmp_path / "run"
-    done = edgewise("compress", recipe, "--out", out, "--json", prelude=limit)
-    refused(done, "disk", "--out", "--resume", f"{out}/steps/")
-    assert ".partial" not in done.stderr
+    arguments = ["compress", recipe, "--out", out, "--json"]
+    room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
+    for size, file in ((20_000, "00-start/model.safetensors: the disk is full"), (60_000, "01-train/checkpoint")):
+        done = edgewise(*arguments, prelude=room.format(size))
+        refused(done, f"{out}/steps/{file}", f"go on with: edgewise compress {recipe} --out {out} --json --resume")
+        assert ".partial" not in done.stderr
+        arguments += ["--resume"] if "--resume" not in arguments else []
     assert not [p for p in out.rglob("*") if p.is_file() and ".partial" in p.name and p.suffix == ".partial"]
     resumed = edgewise("compress", recipe, "--out", out, "--resume", "--json")
     assert resumed.returncode == 0, resumed.stderr

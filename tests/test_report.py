@@ -194,6 +194,7 @@ def test_machine_versions_and_notes_are_told() -> None:
     text = read(good()).text
     for said in (
         "memory 8.34 GB",
+        "training device NVIDIA H100",
         "onnxruntime 1.31.1",
         "edgewise 0.1.0",
         "sha256:3f1c",

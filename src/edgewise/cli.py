@@ -153,7 +153,7 @@ def measure(
 def check(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
     """Verify a run folder again: fingerprints, equality, accuracy."""
     from edgewise.check import check as verify
-    from edgewise.check import passed
+    from edgewise.export.verify import require
 
     done = []
     for item in verify(run):
@@ -163,7 +163,7 @@ def check(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: J
             print(f"{mark} {item.name}: {item.value:.3g} {item.unit} (limit {item.limit:.3g}) {item.detail}")
     if as_json:
         print_json([vars(item) for item in done])
-    passed(done)
+    require(done)
 
 
 @app.command()
@@ -353,15 +353,13 @@ def parse_shape(text: str) -> tuple[int, int, int]:
 
 def main() -> None:
     """Run the command: errors of the user's become one line and exit code 2."""
-    import errno
-
     from edgewise.errors import EdgewiseError
 
     try:
         code = app(standalone_mode=False)  # or else typer answers in boxes of several lines
         sys.stdout.flush()
     except EdgewiseError as error:
-        fail(str(error), error.exit_code)
+        fail(f"{error}{how_to_resume() if disk_full(error.__cause__) else ''}", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         fail(f"interrupted{how_to_resume()}", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
@@ -369,7 +367,7 @@ def main() -> None:
         sys.exit(0)
     except OSError as error:
         place = error.filename or "the system"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if disk_full(error):
             fail(f"{place}: the disk is full; make room{how_to_resume()}", 2)
         fail(f"{place}: {error.strerror}", 2)
     except Exception as error:
@@ -390,6 +388,13 @@ def how_to_resume() -> str:
 
     given = [argument for argument in sys.argv[1:] if argument != "--resume"]
     return f"; go on with: edgewise {shlex.join([*given, '--resume'])}" if given[:1] == ["compress"] else ""
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether the system refused to store more."""
+    import errno
+
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def out_of_memory(error: Exception) -> bool:

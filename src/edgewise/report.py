@@ -121,7 +121,9 @@ def render(results: Row, manifest: Row) -> str:
             {**check, "value": f"{check['value']:.3g}", "limit": f"{check['limit']:.3g}"}
             for check in manifest["checks"]
         ],
-        machine=facts({k: v for k, v in manifest["machine"].items() if k != "versions"}),
+        machine=facts(
+            {k: v for k, v in manifest["machine"].items() if k != "versions"} | {"training": manifest["training"]}
+        ),
         versions=facts({"edgewise": manifest["edgewise"], **manifest["versions"]}),
         snippets=_snippets(results),
         notes=[(row["step"], note) for row in rows for note in row["notes"]],
