@@ -56,7 +56,8 @@ def compress(
     if as_json:
         print_json(finished.results)
     else:
-        print_finished(console, finished)
+        with keep_going():
+            print_finished(console, finished)
     raise typer.Exit(0 if finished.budget_met else 3)
 
 
