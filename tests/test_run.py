@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import small_run
 from edgewise import load, steps
@@ -18,10 +19,11 @@ from edgewise.check import check
 from edgewise.data import Dataset, Split
 from edgewise.errors import RunFolderError, TrainingDiverged, UserError
 from edgewise.export.network import Builder
-from edgewise.files import locked, read_json, sha256
+from edgewise.files import locked, read_json, sha256, write_json
 from edgewise.folder import choose, held
+from edgewise.quantize import activation_cost
 from edgewise.recipe import read
-from edgewise.run import _compressed, _measurements, compress, files
+from edgewise.run import _compressed, _measurements, compress, files, sealed
 from edgewise.steps import Context, read_result
 from edgewise.train import evaluate
 
@@ -59,6 +61,8 @@ def test_the_results_have_a_row_a_step_and_the_dense_row_first(finished: Path) -
     assert dense["file_bytes"] == (finished / "dense" / "model.onnx").stat().st_size
     assert last["file_bytes"] == (finished / "model.onnx").stat().st_size < dense["file_bytes"]
     assert last["weight_bytes"] < last["params"] * 1.5, "int8 codes take a byte each"
+    memory = activation_cost(finished / "model.onnx")
+    assert last["peak_activation_bytes"] == memory.peak_activation_bytes < rows[3]["peak_activation_bytes"]
     assert last["latency_s"] > 0
     assert dense["latency_s"] > 0
     assert results["compressed"]["speedup"] == dense["latency_s"] / last["latency_s"]
@@ -83,8 +87,25 @@ def test_every_equality_is_in_the_manifest(finished: Path) -> None:
 
 def test_a_run_is_checked_from_its_files(finished: Path) -> None:
     done = list(check(finished))
-    assert len(done) >= 4
+    assert [item.name for item in done] == [
+        *("files unchanged", "same images", "dense: exported equals network", "02-prune: shrunk equals silenced"),
+        *("int8 agrees with network", "int8 logits near network's", "same accuracy"),
+    ]
     assert all(item.passed for item in done)
+
+
+def test_a_folder_sealed_over_another_network_does_not_pass(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "run")
+    pruned = copy / "steps" / "02-prune" / "model.safetensors"
+    tensors = load_file(pruned)
+    tensors["0.weight"] *= 1.01  # of the first convolution
+    save_file(tensors, pruned)
+    shutil.copyfile(copy / "model.onnx", copy / "dense" / "model.onnx")
+    manifest = read_json(copy / "manifest.json")
+    manifest["files"] = {name: sha256(copy / name) for name in files(copy)}
+    write_json(copy / "manifest.json", sealed(manifest))
+    failed = [item.name for item in check(copy) if not item.passed]
+    assert failed == ["dense: exported equals network", "02-prune: shrunk equals silenced"]
 
 
 def test_a_changed_byte_anywhere_is_found_and_the_file_named(finished: Path, tmp_path: Path) -> None:
@@ -156,6 +177,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from edgewise import files
+from edgewise.quantize import activation_cost
 from edgewise.recipe import read
 from edgewise.run import compress
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from edgewise import data
-from edgewise.errors import CheckFailed, DataError, RunFolderError
+from edgewise.errors import DataError, RunFolderError
 from edgewise.export import network
 from edgewise.export.network import Builder
-from edgewise.export.verify import Check, compare_float, compare_int8
+from edgewise.export.verify import Check, compare_float, compare_int8, compare_networks
 from edgewise.files import canonical_json, read_json, sha256
+from edgewise.folder import DENSE, FIRST, MANIFEST, RECIPE, RESULTS, STEPS, step_folder
+from edgewise.graph import shrink, silence, trace
+from edgewise.prune.structured import Prune
 from edgewise.recipe import Recipe, read
-from edgewise.run import MANIFEST, RECIPE, RESULTS, files, sealed
+from edgewise.run import files, sealed
 from edgewise.steps import ARTIFACT, Context, read_result
 
 ACCURACY_LIMIT = 0.005  # another processor rounds differently, which may move an image across a boundary
@@ -25,61 +32,71 @@ ACCURACY_LIMIT = 0.005  # another processor rounds differently, which may move a
 def check(folder: Path) -> Iterator[Check]:
     """Verify a finished run, yielding each check as it is done.
 
-    First that every file is the one the run wrote; then, from the files alone, that the network can be rebuilt, that
-    the artifact equals it on held-out images, and that both still have the accuracy of results.json.
+    First that every file is the one the run wrote; then, from the files alone, that the dense network equals its
+    artifact, that pruned networks equal the ones before them with the channels silenced, that the artifact equals the
+    network on held-out images, and that it still has the accuracy of results.json.
 
     Raises:
         RunFolderError: a file was changed, is missing, or does not belong; it is named.
+        DataError: the run's images are not there, so that no more than the fingerprints could be checked.
     """
     manifest = _manifest(folder)
     yield _unchanged(folder, manifest)
-    recipe, results = read(folder / RECIPE), read_json(folder / RESULTS)
-    model = network.load(folder)
+    recipe = read(folder / RECIPE)
     try:
         images = data.load(recipe.data, held=recipe.held, size=recipe.size)
     except DataError as error:
         raise DataError(f"{error}; the files are unchanged, equality and accuracy could not be checked") from error
-    yield Check(
-        "same images",
-        images.checksum == manifest["data"]["checksum"],
-        0.0 if images.checksum == manifest["data"]["checksum"] else 1.0,
-        0.0,
-        "checksums that differ",
-        f"{recipe.data} against the run's {manifest['data']['checksum'][:19]}",
-    )
+    yield _same_images(recipe, images, manifest)
     context = _context(recipe, folder, images)
     held = context.checked()
-    last = folder / "steps" / f"{len(recipe.step):02d}-{recipe.step[-1].kind}"
-    artifact = folder / ARTIFACT
+    dense = compare_float(network.load(folder / DENSE), folder / DENSE / ARTIFACT, held)
+    yield replace(dense, name=f"{DENSE}: {dense.name}")
+    yield from _pruned(context, held)
+    yield from _result(context, held)
+
+
+def _same_images(recipe: Recipe, images: data.Dataset, manifest: dict[str, Any]) -> Check:
+    stated = manifest["data"]["checksum"]
+    same = images.checksum == stated
+    detail = f"{recipe.data} against the run's {stated[:19]}"
+    return Check("same images", same, 0.0 if same else 1.0, 0.0, "checksums that differ", detail)
+
+
+def _pruned(context: Context, held: Tensor) -> Iterator[Check]:
+    """Hold each pruned network against the one before it, silenced; where removal was inexact nothing is equal."""
+    steps = context.recipe.step
+    after = [step_folder(context.folder, index, step.kind) for index, step in enumerate(steps)]
+    for step, (before, here) in zip(steps, pairwise([context.folder / STEPS / FIRST, *after]), strict=True):
+        if not isinstance(step, Prune) or not (result := read_result(here))["checks"]:
+            continue
+        whole, small = network.load(before), network.load(here)
+        graph = trace(whole, context.example)
+        keep = {name: np.array(index, np.int64) for name, index in result["keep"].items()}
+        if step.recalibrate:  # the weights are the kept ones, the statistics were measured anew afterwards
+            kept = dict(shrink(whole, graph, keep).named_buffers())
+            for name, buffer in small.named_buffers():
+                buffer.copy_(kept[name])
+        name = f"{here.name}: shrunk equals silenced"
+        yield compare_networks(small, silence(whole, graph, keep), held, name=name)
+
+
+def _result(context: Context, held: Tensor) -> Iterator[Check]:
+    """Hold the artifact against the network, and the accuracy against results.json."""
+    folder, last = context.folder, len(context.recipe.step) - 1
+    model, artifact = network.load(folder), folder / ARTIFACT
     if artifact.exists():
-        precision = read_result(last)["artifact"]["precision"]
-        yield from (
-            [compare_float(model, artifact, held)] if precision == "float32" else compare_int8(model, artifact, held)
-        )
+        made = read_result(step_folder(folder, last, context.recipe.step[last].kind))["artifact"]
+        if made["precision"] == "float32":
+            yield compare_float(model, artifact, held)
+        else:
+            yield from compare_int8(model, artifact, held)
         accuracy = context.artifact_accuracy(artifact)
     else:
         accuracy = context.accuracy(model)
-    stated = results["compressed"]["accuracy"]
-    difference = abs(accuracy - stated)
-    yield Check(
-        "same accuracy",
-        difference <= ACCURACY_LIMIT,
-        difference,
-        ACCURACY_LIMIT,
-        "difference",
-        f"{accuracy:.4f}, stated {stated:.4f}",
-    )
-
-
-def passed(checks: list[Check]) -> None:
-    """Raise unless every check passed.
-
-    Raises:
-        CheckFailed: names the first that did not, its value and its limit.
-    """
-    for item in checks:
-        if not item.passed:
-            raise CheckFailed(f"{item.name}: {item.value:.3g} {item.unit}, the limit is {item.limit:.3g} {item.detail}")
+    stated = read_json(folder / RESULTS)["compressed"]["accuracy"]
+    difference, detail = abs(accuracy - stated), f"{accuracy:.4f}, stated {stated:.4f}"
+    yield Check("same accuracy", difference <= ACCURACY_LIMIT, difference, ACCURACY_LIMIT, "difference", detail)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ RECIPE, MANIFEST, RESULTS, EVENTS, REPORT = (
     "report.html",
 )
 DENSE, STEPS = "dense", "steps"
+FIRST = "00-start"  # in STEPS: the network the run starts from
 MISSING = "nothing"
 
 

@@ -34,6 +34,7 @@ from edgewise.export.network import SOURCE, STRUCTURE, TENSORS, Builder
 from edgewise.files import canonical_json, read_json, sha256, whole_folder, write_bytes, write_json
 from edgewise.folder import (
     DENSE,
+    FIRST,
     MANIFEST,
     RECIPE,
     REPORT,
@@ -187,7 +188,7 @@ def _device(name: str) -> torch.device:
 
 def _first(initial: nn.Module, context: Context) -> Path:
     """Keep the network the run starts from."""
-    start = context.folder / STEPS / "00-start"
+    start = context.folder / STEPS / FIRST
     if not start.exists():
         weights = context.recipe.weights
         with whole_folder(start) as partial:
@@ -358,7 +359,7 @@ def _manifest(context: Context, dense: Path) -> dict[str, Any]:
         "versions": {**facts.get("versions", {}), **_imported_versions()},
         "training": {"device": _device_name(context.device), "torch_threads": torch.get_num_threads()},
         "seed": context.recipe.seed,
-        **read_json(context.folder / STEPS / "00-start" / START),
+        **read_json(context.folder / STEPS / FIRST / START),
         "data": {"name": context.data.name, "checksum": context.data.checksum, "note": context.data.note},
         "checks": checks,
     }
