@@ -186,6 +186,19 @@ CASES = [
         head=lambda: nn.Linear(8, 5),
         name="activations",
     ),
+    Case(
+        "matmul",
+        lambda m, x: (x.flatten(0, 1) @ m["a"](x).flatten(0, 1)).view(x.shape),  # one product for each channel
+        {"stem": 8},
+        layers=lambda: {"a": conv(8, 8)},
+        name="channels as a batch",
+    ),
+    Case(
+        "matmul",
+        lambda m, x: torch.arange(64.0 * 8).to(x).view(8, 8, 8) @ x,  # eight matrices by their number
+        {},
+        name="constants as a batch",
+    ),
     Case("batch_norm", lambda m, x: m["a"](x), {"stem": 8}, layers=lambda: {"a": nn.BatchNorm2d(8)}),
     Case(
         "batch_norm",

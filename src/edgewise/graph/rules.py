@@ -183,7 +183,7 @@ def _same_offsets(t: Tracer, atoms: Atoms, groups: int) -> None:
 
 
 def matmul(t: Tracer, call: Call) -> list[Ids]:
-    """Matrix product of the last two arguments: tie what is contracted, keep what is not."""
+    """Matrix product of the last two arguments: tie what is contracted and what is one batch, keep the rest."""
     bias, (a, b) = (call.args[0], call.args[1:3]) if call.op in ("addmm", "baddbmm") else (None, call.args[:2])
     left, right = t.axis(a, -1), t.axis(b, -2)
     for tensor, atoms in ((a, left), (b, right)):
@@ -194,11 +194,15 @@ def matmul(t: Tracer, call: Call) -> list[Ids]:
     else:  # no weight reads these channels, so there is none to silence
         t.freeze(left, right)
     rows, columns = _kept(t, a, {-1}), _kept(t, b, {-2})
-    shared = {d for f in rows for d in support(f)} & {d for f in columns for d in support(f)}
-    for factor in (*rows, *columns):  # both operands know channels of one batch dimension: not followed
-        if shared & set(support(factor)):
-            t.freeze(factor)
-    ids = (*rows, *(f for f in columns if not shared & set(support(f))))
+    mixed = [f for f in (*rows, *columns) if len(support(f)) > 1 and set(support(f)) & {-1, -2}]
+    t.freeze(*mixed)  # rows or columns that know their batch as well
+    batches = [tuple(f for f in ids if not set(support(f)) & {-1, -2}) for ids in (rows, columns)]
+    shapes = [(*tensor.shape[:-2], 1, 1) for tensor in (a, b)]
+    ids = (
+        *_meet(t, batches, shapes, call.out.dim()),
+        *(f for f in rows if support(f) == (-2,)),
+        *(f for f in columns if support(f) == (-1,)),
+    )
     t.macs = (Extent(tuple(call.out.shape), ids), Extent((a.shape[-1],), _along(left, 0, 1)))
     if bias is None:
         return [ids]
