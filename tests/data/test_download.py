@@ -51,6 +51,24 @@ def test_another_md5_is_refused_and_leaves_nothing(cache, published):
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:-1] + b"x"])
+def test_a_file_that_changed_in_the_cache_is_named_and_left(cache, published, damage):
+    file, md5 = published
+    fetched = fetch(file.as_uri(), md5, otherwise=OTHERWISE)
+    fetched.write_bytes(damage(fetched.read_bytes()))
+    message = f"{fetched} has the MD5 [0-9a-f]{{32}} instead of {md5}; remove it, so that .* or name a local copy"
+    with pytest.raises(DataError, match=message):
+        fetch(file.as_uri(), md5, otherwise=OTHERWISE)
+    fetched.unlink()
+    assert fetch(file.as_uri(), md5, otherwise=OTHERWISE).read_bytes() == file.read_bytes()
+
+
+def test_a_folder_in_a_files_place_is_named(cache, published):
+    (cache / "published.bin").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"published.bin cannot be read \(Is a directory\); remove it"):
+        fetch(published[0].as_uri(), published[1], otherwise=OTHERWISE)
+
+
 def test_an_interrupted_download_leaves_nothing(cache, published):
     def interrupt(what, done, total):
         assert len(list(cache.iterdir())) == 1
