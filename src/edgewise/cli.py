@@ -107,7 +107,7 @@ def profile(
 def measure(
     files: Annotated[list[Path], typer.Argument(help="Artifacts, or run folders; ratios are to the first.")],
     runtime: Annotated[str, typer.Option(help="Where they run.")] = "onnxruntime",
-    threads: Annotated[int, typer.Option(help="Threads, each pinned to a core.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads; the process is held to as many cores.")] = 1,
     seconds: Annotated[float, typer.Option(help="For how long, at least.")] = 3.0,
     shape: Annotated[str | None, typer.Option("--input", help="CxHxW, where the files leave it open.")] = None,
     as_json: Json = False,

@@ -47,7 +47,7 @@ class Measure:
 
     Args:
         runtime: where they run.
-        threads: how many threads it may use, each pinned to a core.
+        threads: how many threads it may use; its process is held to as many cores where the system can.
         seconds: for how long, at least.
     """
 

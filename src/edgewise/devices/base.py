@@ -21,7 +21,7 @@ class Job:
     Args:
         artifacts: their files; the first is the reference.
         runtime: a name of `edgewise list runtimes`.
-        threads: how many threads the runtime may use, each pinned to a core where the system can.
+        threads: how many threads the runtime may use; its process is held to as many cores where the system can.
         seconds: for how long at least, all artifacts together.
         rounds: how often each has its turn at least.
         input_shape: ``(C, H, W)`` for axes that a file leaves open; an open batch axis is 1.

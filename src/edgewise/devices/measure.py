@@ -29,7 +29,7 @@ def measure(
     Args:
         artifacts: their files; the first is the reference.
         runtime: a name of `edgewise list runtimes`.
-        threads: how many threads the runtime may use, each pinned to a core where the system can.
+        threads: how many threads the runtime may use; its process is held to as many cores where the system can.
         seconds: for how long at least, all artifacts together; at most 5000 samples each are taken.
         rounds: how many turns of 5 runs each has at least, within ten times `seconds`.
         input_shape: ``(C, H, W)`` for axes that a file leaves open.
