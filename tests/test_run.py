@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import small_run
 from edgewise import load, steps
@@ -21,10 +23,11 @@ from edgewise.errors import RunFolderError, TrainingDiverged, UserError
 from edgewise.export.network import Builder
 from edgewise.files import locked, read_json, sha256, write_json
 from edgewise.folder import choose, held
+from edgewise.graph import trace
 from edgewise.quantize import activation_cost
 from edgewise.recipe import read
 from edgewise.run import _compressed, _measurements, compress, files, sealed
-from edgewise.steps import Context, read_result
+from edgewise.steps import Context, read_result, removal_checks
 from edgewise.train import evaluate
 
 STEPS = ["01-train", "02-prune", "03-train", "04-quantize", "05-export", "06-measure"]
@@ -88,7 +91,8 @@ def test_every_equality_is_in_the_manifest(finished: Path) -> None:
 def test_a_run_is_checked_from_its_files(finished: Path) -> None:
     done = list(check(finished))
     assert [item.name for item in done] == [
-        *("files unchanged", "same images", "dense: exported equals network", "02-prune: shrunk equals silenced"),
+        *("files unchanged", "same images", "dense: exported equals network"),
+        *("02-prune: weights are the kept ones", "02-prune: shrunk equals silenced"),
         *("int8 agrees with network", "int8 logits near network's", "same accuracy"),
     ]
     assert all(item.passed for item in done)
@@ -105,7 +109,18 @@ def test_a_folder_sealed_over_another_network_does_not_pass(finished: Path, tmp_
     manifest["files"] = {name: sha256(copy / name) for name in files(copy)}
     write_json(copy / "manifest.json", sealed(manifest))
     failed = [item.name for item in check(copy) if not item.passed]
-    assert failed == ["dense: exported equals network", "02-prune: shrunk equals silenced"]
+    assert failed == ["dense: exported equals network", "02-prune: weights are the kept ones"]
+
+
+def test_where_some_removals_are_inexact_the_others_are_proved() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    images = torch.randn(4, 3, 5, 5)
+    graph = trace(net, images)
+    assert [group.exact for group in graph.groups] == [False, True]
+    keep = {group.name: np.arange(2) for group in graph.groups}
+    (proof,) = removal_checks(net, graph, keep, images)
+    assert proof.passed
+    assert removal_checks(net, graph, {"0": np.arange(2)}, images) == []
 
 
 def test_a_changed_byte_anywhere_is_found_and_the_file_named(finished: Path, tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ from edgewise import data
 from edgewise.errors import DataError, RunFolderError
 from edgewise.export import network
 from edgewise.export.network import Builder
-from edgewise.export.verify import Check, compare_float, compare_int8, compare_networks
+from edgewise.export.verify import Check, compare_float, compare_int8
 from edgewise.files import canonical_json, read_json, sha256
 from edgewise.folder import DENSE, FIRST, MANIFEST, RECIPE, RESULTS, STEPS, step_folder
-from edgewise.graph import shrink, silence, trace
+from edgewise.graph import shrink, trace
 from edgewise.prune.structured import Prune
 from edgewise.recipe import Recipe, read
 from edgewise.run import files, sealed
-from edgewise.steps import ARTIFACT, Context, read_result
+from edgewise.steps import ARTIFACT, Context, read_result, removal_checks
 
 ACCURACY_LIMIT = 0.005  # another processor rounds differently, which may move an image across a boundary
 
@@ -64,21 +64,22 @@ def _same_images(recipe: Recipe, images: data.Dataset, manifest: dict[str, Any])
 
 
 def _pruned(context: Context, held: Tensor) -> Iterator[Check]:
-    """Hold each pruned network against the one before it, silenced; where removal was inexact nothing is equal."""
+    """Hold each pruned network against the one before it: the weights it kept, and the proof of what it lost."""
     steps = context.recipe.step
     after = [step_folder(context.folder, index, step.kind) for index, step in enumerate(steps)]
     for step, (before, here) in zip(steps, pairwise([context.folder / STEPS / FIRST, *after]), strict=True):
-        if not isinstance(step, Prune) or not (result := read_result(here))["checks"]:
+        if not isinstance(step, Prune):
             continue
         whole, small = network.load(before), network.load(here)
         graph = trace(whole, context.example)
-        keep = {name: np.array(index, np.int64) for name, index in result["keep"].items()}
-        if step.recalibrate:  # the weights are the kept ones, the statistics were measured anew afterwards
-            kept = dict(shrink(whole, graph, keep).named_buffers())
-            for name, buffer in small.named_buffers():
-                buffer.copy_(kept[name])
-        name = f"{here.name}: shrunk equals silenced"
-        yield compare_networks(small, silence(whole, graph, keep), held, name=name)
+        keep = {name: np.array(index, np.int64) for name, index in read_result(here)["keep"].items()}
+        kept = dict(shrink(whole, graph, keep).named_parameters())
+        other = [name for name, weight in small.named_parameters() if not torch.equal(weight, kept[name])]
+        yield Check(
+            f"{here.name}: weights are the kept ones", not other, len(other), 0, "tensors", ", ".join(other[:3])
+        )
+        for proof in removal_checks(whole, graph, keep, held):
+            yield replace(proof, name=f"{here.name}: {proof.name}")
 
 
 def _result(context: Context, held: Tensor) -> Iterator[Check]:
