@@ -2,9 +2,9 @@
 
 For each network of `zoo.txt` (a line for each of timm's families, by the leading letters of their names): trace it,
 remove half of the channels of every exact group at random, and compare the shrunk network with the silenced original on
-a random image in float64; of a network with inexact groups alone, remove those and see that it runs. Networks that run matrix products of activations (attention) are counted apart from the
-convolutional ones. Torch-Pruning prunes the first network of 45 families, with its defaults, 30 seconds each, in the
-same run; the last line is JSON.
+a random image in float64; of a network with inexact groups alone, remove those and see that it runs. Networks that run
+matrix products of activations (attention) are counted apart from the convolutional ones. Torch-Pruning prunes the first
+network of 45 families, with its defaults, 30 seconds each, in the same run; the last line is JSON.
 """
 
 import torchvision_stub  # noqa: F401 - before timm, which imports torchvision
@@ -38,7 +38,7 @@ ATTENTION = {"bmm", "baddbmm", "_softmax", "_safe_softmax"}
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one network; `status` is "exact", "inexact", "wrong", "nothing" to prune, or why it was refused."""
+    """What became of one network; `status` is one of `STATES`, or why it was refused."""
 
     name: str
     kind: str

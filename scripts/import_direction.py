@@ -14,7 +14,7 @@ LAYERS = [
     {"export", "devices"},
     {"train", "tasks", "data", "models"},
     {"graph", "cost"},
-    {"files", "errors"},
+    {"files", "errors", "progress"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

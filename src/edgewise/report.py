@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.comparison import compare, pareto, write_comparison
+from edgewise.devices.base import NOISY
 from edgewise.files import write_bytes
 from edgewise.page import (
     LESS,
@@ -49,7 +50,6 @@ __all__ = [
 Row = Mapping[str, Any]
 
 REPORT = "report.html"
-NOISY_SPREAD = 0.25  # interquartile range over median; a latency above it is named as noisy
 FIGURES = {  # column of results.json: (its name, how it reads, what a change is called, the limit that holds it)
     "file_bytes": ("file", format_bytes, SIZE, "size"),
     "latency_s": ("latency", format_seconds, SPEED, "latency"),
@@ -264,7 +264,7 @@ def _latencies(measurements: Sequence[Row]) -> list[dict[str, Any]]:
                 "median": format_seconds(m["latency_s"]),
                 "change": told if rows else ("reference", ""),
                 "spread": f"{m['spread']:.0%}",
-                "noisy": m["spread"] > NOISY_SPREAD,
+                "noisy": m["spread"] > NOISY,
                 "samples": {key: format_seconds(value) for key, value in quantiles(samples).items()},
                 "count": len(samples),
                 "resident": format_bytes(m["resident_bytes"]),

@@ -46,9 +46,10 @@ from edgewise.folder import (
     step_folder,
 )
 from edgewise.graph import trace
+from edgewise.progress import Progress
 from edgewise.prune.structured import Prune, prune
 from edgewise.recipe import Measure, Recipe
-from edgewise.steps import ARTIFACT, Context, Place, Progress, dense_reference, read_result, run_step
+from edgewise.steps import ARTIFACT, Context, Place, dense_reference, read_result, run_step
 
 __all__ = ["MANIFEST", "RECIPE", "RESULTS", "Finished", "compress", "files", "load", "sealed"]
 
@@ -93,7 +94,7 @@ def compress(
     out: str | Path | None = None,
     *,
     resume: bool = False,
-    progress: Progress = None,
+    progress: Progress | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Finished:
     """Carry out a recipe.
@@ -143,7 +144,7 @@ def _carry_out(context: Context, initial: nn.Module, log: Callable[[dict[str, An
 # -- before the steps -----------------------------------------------------------------------------------------------
 
 
-def _prepare(recipe: Recipe, progress: Progress) -> tuple[Context, nn.Module]:
+def _prepare(recipe: Recipe, progress: Progress | None) -> tuple[Context, nn.Module]:
     """Load the data and make the network, and find whatever is wrong with them before anything is written."""
     images = data.load(recipe.data, held=recipe.held, size=recipe.size, progress=progress)
     channels, side, _ = images.input_shape

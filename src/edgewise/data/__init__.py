@@ -5,8 +5,9 @@ from pathlib import Path
 from edgewise.data import cifar, fashion, folders, packs, prepare
 from edgewise.data.augment import crop, cutout, flip, mixup
 from edgewise.data.dataset import Dataset, Split, normalize
-from edgewise.data.source import Progress, Source
+from edgewise.data.source import Source
 from edgewise.errors import DataError, UnknownName, nearest
+from edgewise.progress import Progress
 
 __all__ = ["Dataset", "Source", "Split", "crop", "cutout", "flip", "load", "mixup", "names", "normalize"]
 

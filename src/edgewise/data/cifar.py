@@ -17,9 +17,10 @@ import torch
 
 from edgewise.data.dataset import Split
 from edgewise.data.download import fetch
-from edgewise.data.source import Decoded, Progress
+from edgewise.data.source import Decoded
 from edgewise.data.unpickle import unpickle
 from edgewise.errors import DataError
+from edgewise.progress import Progress
 
 SHAPE = (3, 32, 32)
 

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgewise.data.source import Progress
 from edgewise.errors import DataError
+from edgewise.progress import Progress
 
 if TYPE_CHECKING:
     from PIL import Image

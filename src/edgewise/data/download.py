@@ -8,8 +8,8 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 
-from edgewise.data.source import Progress
 from edgewise.errors import DataError
+from edgewise.progress import Progress
 
 BLOCK_BYTES = 1 << 20
 TIMEOUT_S = 30

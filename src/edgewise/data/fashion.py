@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from edgewise.data.dataset import Split
-from edgewise.data.source import Decoded, Progress
+from edgewise.data.source import Decoded
 from edgewise.errors import DataError
+from edgewise.progress import Progress
 
 SIDE = 28
 CLASSES = (

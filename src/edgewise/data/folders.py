@@ -17,8 +17,9 @@ import torch
 
 from edgewise.data.dataset import Split
 from edgewise.data.decode import decode, shorter_side
-from edgewise.data.source import Decoded, Progress
+from edgewise.data.source import Decoded
 from edgewise.errors import DataError
+from edgewise.progress import Progress
 
 # The share of each class that is tested on where the folder has no split of its own.
 TEST_SHARE = 0.2

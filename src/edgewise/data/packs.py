@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from edgewise.data.dataset import Split
 from edgewise.data.decode import decode
-from edgewise.data.source import Decoded, Progress
+from edgewise.data.source import Decoded
 from edgewise.errors import DataError
+from edgewise.progress import Progress
 
 # Packs whose figures need a word of warning, by their folder's name.
 NOTES = {"cifar10-jpeg75": "CIFAR-10-JPEG75: not the original pixels"}

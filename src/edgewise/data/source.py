@@ -1,13 +1,11 @@
 """What a source of images is, and what it hands over."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from edgewise.data.dataset import Split
-
-Progress = Callable[[str, int, int], None]
+from edgewise.progress import Progress
 
 
 @dataclass(frozen=True)

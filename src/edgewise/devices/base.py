@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-NOISY = 0.25  # a spread from which a latency is to be named noisy
+from edgewise.progress import Progress
 
-Progress = Callable[[str, int, int], None] | None
+NOISY = 0.25  # a spread from which a latency is to be named noisy
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Samples:
 class Device(Protocol):
     """A machine that runs artifacts."""
 
-    def run(self, job: Job, progress: Progress = None) -> list[Samples]:
+    def run(self, job: Job, progress: Progress | None = None) -> list[Samples]:
         """Run every artifact of a job; one answer each, in their order.
 
         Raises:

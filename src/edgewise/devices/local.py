@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import edgewise
-from edgewise.devices.base import Job, Progress, Samples
+from edgewise.devices.base import Job, Samples
 from edgewise.errors import EdgewiseError, MeasurementFailed, UserError
+from edgewise.progress import Progress
 
 PACKAGES = ("torch", "numpy", "onnx", "onnxruntime")
 # Flags of processors that decide how fast 8-bit and 16-bit numbers are multiplied.
@@ -31,7 +32,7 @@ ERRORS: dict[str, type[EdgewiseError]] = {"UserError": UserError, "MeasurementFa
 class LocalDevice:
     """This machine's processor; every job runs in fresh processes, so that nothing of this one is measured."""
 
-    def run(self, job: Job, progress: Progress = None) -> list[Samples]:
+    def run(self, job: Job, progress: Progress | None = None) -> list[Samples]:
         """Run a job: all artifacts in turn in one process for the latencies, then each in its own for the memory.
 
         Raises:
@@ -49,7 +50,7 @@ class LocalDevice:
         ]
 
 
-def ask_worker(request: dict[str, Any], seconds: float = 0.0, progress: Progress = None) -> dict[str, Any]:
+def ask_worker(request: dict[str, Any], seconds: float = 0.0, progress: Progress | None = None) -> dict[str, Any]:
     """Start the worker, hand it a request, and return its answer.
 
     Args:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgewise.devices.base import RUNTIMES, Device, Job, Measurement, Progress
+from edgewise.devices.base import RUNTIMES, Device, Job, Measurement
 from edgewise.devices.local import LocalDevice
 from edgewise.errors import UnknownName, UserError, nearest
+from edgewise.progress import Progress
 
 
 def measure(
@@ -18,7 +19,7 @@ def measure(
     seconds: float = 3.0,
     rounds: int = 20,
     input_shape: tuple[int, int, int] | None = None,
-    progress: Progress = None,
+    progress: Progress | None = None,
     device: Device | None = None,
 ) -> list[Measurement]:
     """Run artifacts in turn in one fresh process, on random inputs, and keep every sample.

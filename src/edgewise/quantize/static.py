@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,12 +24,11 @@ from torch import Tensor
 from edgewise.errors import DataError, ModelError, UserError, one_line
 from edgewise.export.compact import write
 from edgewise.export.quiet import quietly
+from edgewise.progress import Progress
 from edgewise.quantize.rewrite import float_outputs_, pad_codes_
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-Progress = Callable[[str, int, int], None] | None
 
 FEWEST_IMAGES = 8
 BATCH = 16  # the percentile and entropy observers hold every activation of a batch at once
@@ -76,7 +74,7 @@ class Quantize:
 
 
 def quantize_static(
-    float_onnx: Path, out: Path, calibration: Tensor, config: Quantize | None = None, progress: Progress = None
+    float_onnx: Path, out: Path, calibration: Tensor, config: Quantize | None = None, progress: Progress | None = None
 ) -> Path:
     """Write the int8 version of a float ONNX file.
 
@@ -114,7 +112,7 @@ def quantize_static(
 class _Feed:
     """Calibration images in batches, as ONNX Runtime's quantiser asks for them."""
 
-    def __init__(self, name: str, images: Tensor, progress: Progress) -> None:
+    def __init__(self, name: str, images: Tensor, progress: Progress | None) -> None:
         self.name = name
         self.batches = torch.split(images, BATCH)
         self.progress = progress

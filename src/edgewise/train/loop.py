@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgewise.data import Split
 from edgewise.errors import TrainingDiverged
+from edgewise.progress import Progress
 from edgewise.tasks import Task
 from edgewise.train.average import WeightAverage
 from edgewise.train.checkpoint import Training, fingerprint, read_checkpoint, write_checkpoint
@@ -28,8 +29,6 @@ from edgewise.train.method import TrainingMethod
 from edgewise.train.optimizer import build_optimizer
 from edgewise.train.randomness import mixed_seed, reproducible, seed_global
 from edgewise.train.schedule import learning_rate
-
-Progress = Callable[[str, int, int], None]
 
 # What each stream of random numbers is for; part of the seed, so the streams never meet.
 START, IMAGES, NETWORK = 0, 1, 2
