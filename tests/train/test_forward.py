@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,9 +9,8 @@ from edgewise.train.forward import (
     forward,
     home,
     image_layout,
-    module_modes,
     resolve_device,
-    restore_modes,
+    take_modes,
     weight_layout,
 )
 from train.tiny import tiny_net
@@ -33,14 +34,13 @@ def test_what_the_forward_raises_is_repeated_on_one_line() -> None:
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
-def test_modes_come_back_and_a_new_module_follows_the_whole() -> None:
+def test_modes_are_taken_over_and_a_new_module_follows_the_whole() -> None:
     net = tiny_net().eval()
     net[1].train()
-    modes = module_modes(net)
-    net.train()
-    net.append(nn.Identity())
-    restore_modes(net, modes)
-    assert [name for name, module in net.named_modules() if module.training] == ["1"]
+    trained = copy.deepcopy(net).train()
+    trained.append(nn.Identity())
+    take_modes(trained, net)
+    assert [name for name, module in trained.named_modules() if module.training] == ["1"]
 
 
 def test_home_is_where_the_tensors_lie() -> None:

@@ -389,14 +389,14 @@ def _enter_stored(tracer: Tracer) -> dict[str, Tensor]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a network in evaluation mode and give every module its own mode back afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
+    modes = {module: module.training for module in model.modules()}
+    for module in modes:
         module.training = False
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextmanager

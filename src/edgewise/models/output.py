@@ -5,8 +5,9 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from edgewise.errors import ModelError, one_line
+from edgewise.errors import ModelError
 from edgewise.graph.trace import evaluating
+from edgewise.train.forward import telling_inputs
 
 
 def check_output(model: nn.Module, input_shape: tuple[int, int, int], classes: int) -> None:
@@ -29,13 +30,8 @@ def check_output(model: nn.Module, input_shape: tuple[int, int, int], classes: i
     stored = next(chain(model.parameters(), model.buffers()), torch.empty(0))
     x = torch.zeros(2, *input_shape, device=stored.device)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.no_grad(), evaluating(model):
-        try:
-            output = torch.func.functional_call(model, buffers, (x,))
-        except torch.OutOfMemoryError:
-            raise  # says nothing about the network
-        except Exception as error:
-            raise ModelError(f"the network's forward raised on inputs {list(x.shape)}: {one_line(error)}") from error
+    with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.no_grad(), evaluating(model), telling_inputs(x):
+        output = torch.func.functional_call(model, buffers, (x,))
     if not isinstance(output, Tensor) or output.shape != (2, classes) or not output.is_floating_point():
         raise ModelError(
             f"the network returned {_described(output)} for inputs {list(x.shape)}; "

@@ -1,5 +1,8 @@
 """Running somebody's network: where it lies, which mode it is in, what its forward raises."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -13,15 +16,22 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
     Raises:
         ModelError: the forward raised, or returned something else than a tensor; the message holds its own.
     """
-    try:
+    with telling_inputs(inputs):
         outputs = model(inputs)
+    if not isinstance(outputs, Tensor):
+        raise ModelError(f"the network returned an object of type {type(outputs).__name__}; it must return one tensor")
+    return outputs
+
+
+@contextmanager
+def telling_inputs(inputs: Tensor) -> Iterator[None]:
+    """Turn whatever a network's forward raises into a `ModelError` that says so, and on which inputs."""
+    try:
+        yield
     except torch.OutOfMemoryError:
         raise  # says nothing about the network
     except Exception as error:
         raise ModelError(f"the network's forward raised on inputs {list(inputs.shape)}: {one_line(error)}") from error
-    if not isinstance(outputs, Tensor):
-        raise ModelError(f"the network returned an object of type {type(outputs).__name__}; it must return one tensor")
-    return outputs
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -29,15 +39,11 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def module_modes(model: nn.Module) -> dict[str, bool]:
-    """Map every module's name to whether it is in training mode."""
-    return {name: module.training for name, module in model.named_modules()}
-
-
-def restore_modes(model: nn.Module, modes: dict[str, bool]) -> None:
-    """Set the modes that `module_modes` found; a module it did not know follows the whole network's."""
+def take_modes(model: nn.Module, original: nn.Module) -> None:
+    """Give every module the mode that it has in another network; one that is not there follows the whole network's."""
+    modes = {name: module.training for name, module in original.named_modules()}
     for name, module in model.named_modules():
-        module.training = modes.get(name, modes[""])
+        module.training = modes.get(name, original.training)
 
 
 def home(model: nn.Module) -> torch.device:

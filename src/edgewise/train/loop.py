@@ -20,9 +20,8 @@ from edgewise.train.forward import (
     forward,
     home,
     image_layout,
-    module_modes,
     resolve_device,
-    restore_modes,
+    take_modes,
     weight_layout,
 )
 from edgewise.train.method import TrainingMethod
@@ -95,16 +94,9 @@ def fit(
     methods = [*methods, *([WeightAverage(config.ema)] if config.ema else [])]
 
     with reproducible(device):
-        network = weight_layout(copy.deepcopy(model).to(device), torch.channels_last)
         split = split.to(device)
-        seed_global(mixed_seed(seed, START), device)
-        for method in methods:
-            method.start(network, config, len(split) // config.batch)
-        training = Training(network, build_optimizer(network, config), methods)
-
-        losses: list[float] = []
-        if checkpoint and checkpoint.exists():
-            losses = read_checkpoint(checkpoint, training, made_by)
+        training = _start(model, config, methods, len(split) // config.batch, seed, device)
+        losses = read_checkpoint(checkpoint, training, made_by) if checkpoint and checkpoint.exists() else []
         if log:
             for loss in losses:
                 log(loss)
@@ -114,13 +106,35 @@ def fit(
                 write_checkpoint(checkpoint, training, losses, made_by)
             if log:
                 log(losses[-1])
-
-        with torch.no_grad():
-            for method in reversed(methods):
-                network = method.finish(network)
-    network.zero_grad()
-    restore_modes(network, module_modes(model))
+        network = _finish(training)
+    take_modes(network, model)
     return weight_layout(network, torch.contiguous_format).to(home(model))
+
+
+def _start(
+    model: nn.Module,
+    config: TrainConfig,
+    methods: Sequence[TrainingMethod],
+    steps_per_epoch: int,
+    seed: int,
+    device: torch.device,
+) -> Training:
+    """Copy the network to the device, let the methods prepare it, and make the optimizer of what they left."""
+    network = weight_layout(copy.deepcopy(model).to(device), torch.channels_last)
+    seed_global(mixed_seed(seed, START), device)
+    for method in methods:
+        method.start(network, config, steps_per_epoch)
+    return Training(network, build_optimizer(network, config), methods)
+
+
+def _finish(training: Training) -> nn.Module:
+    """Let the methods take away what they added, the last one first."""
+    network = training.network
+    with torch.no_grad():
+        for method in reversed(training.methods):
+            network = method.finish(network)
+    network.zero_grad()
+    return network
 
 
 def _train_epoch(

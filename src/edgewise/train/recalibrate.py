@@ -8,8 +8,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgewise.data import Split
 from edgewise.errors import DataError
+from edgewise.graph.trace import evaluating
 from edgewise.tasks import Task
-from edgewise.train.forward import forward, home, image_layout, module_modes, resolve_device, restore_modes
+from edgewise.train.forward import forward, home, image_layout, resolve_device
 from edgewise.train.randomness import mixed_seed, reproducible
 
 
@@ -78,16 +79,13 @@ def recalibrate(
 def _measure(network: nn.Module, norms: list[_BatchNorm], task: Task, split: Split, batch: int) -> None:
     """Run the batches through the network, in place, with the given modules in training mode."""
     momenta = [norm.momentum for norm in norms]
-    modes = module_modes(network)
-    network.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's spelling of a cumulative average
-        norm.train()
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(network):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # PyTorch's spelling of a cumulative average
+            norm.train()
         for index in torch.split(torch.arange(len(split), device=split.images.device), batch):
             inputs, _ = task.batch(split, index, augment=False)
             forward(network, image_layout(inputs))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    restore_modes(network, modes)
