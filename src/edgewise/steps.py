@@ -34,7 +34,7 @@ from edgewise.prune.structured import Prune, prune
 from edgewise.quantize import Quantize, activation_cost, quantize_static, weight_bytes
 from edgewise.recipe import Export, Measure, Recipe, Train
 from edgewise.tasks.classification import Classification
-from edgewise.train import TrainingMethod, evaluate, fit, recalibrate
+from edgewise.train import TrainingMethod, evaluate, fit, gradients, recalibrate
 from edgewise.train.randomness import mixed_seed
 
 ARTIFACT = "model.onnx"
@@ -161,7 +161,10 @@ def _method(context: Context, place: Place, config: Any) -> TrainingMethod:
 def _prune(context: Context, place: Place, config: Prune) -> Result:
     """Remove channels, prove the shrunk network equal to the silenced one, mend the BatchNorm statistics."""
     model = network.load(place.before)
-    pruned = prune(model, context.example, config, seed=mixed_seed(context.recipe.seed, place.index))
+    seed = mixed_seed(context.recipe.seed, place.index)
+    train = context.data.train
+    found = gradients(model, context.task, train, images=config.calibration, seed=seed, device=context.device)
+    pruned = prune(model, context.example, config, gradients=found if config.needs_gradients else (), seed=seed)
     notes = [f'the width of "{name}" is written into the forward, so it stayed' for name in pruned.rigid]
     if pruned.graph.unused:
         notes.append(f"never ran, so stayed: {', '.join(pruned.graph.unused)}")
@@ -171,7 +174,7 @@ def _prune(context: Context, place: Place, config: Prune) -> Result:
     require(checks)
     small = pruned.model
     if config.recalibrate:
-        small = recalibrate(small, context.task, context.data.train, images=config.recalibrate, device=context.device)
+        small = recalibrate(small, context.task, train, images=config.recalibrate, device=context.device)
     network.save(small, context.builder, place.after)
     widths = {g.name: [len(pruned.keep.get(g.name, range(g.size))), g.size] for g in pruned.graph.groups}
     kept = {name: index.tolist() for name, index in pruned.keep.items()}

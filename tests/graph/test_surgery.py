@@ -209,6 +209,24 @@ def test_groups_that_fit_only_one_at_a_time_are_told_apart() -> None:
     assert trace(Either(), EXAMPLE).rigid == ("b",)
 
 
+def test_widths_that_must_shrink_together_are_found_where_one_of_them_is_inexact() -> None:
+    class Same(nn.Module):
+        """Reshapes one tensor by another's width, which a layer normalisation keeps from shrinking."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(4, 8)
+            self.one, self.other = nn.Linear(8, 2), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.norm(self.a(x))
+            return self.one(a) + self.other(self.b(x).reshape(*x.shape[:2], a.shape[2]))
+
+    graph = trace(Same(), torch.zeros(1, 3, 4))
+    assert [(g.name, g.exact) for g in graph.groups] == [("a", False), ("b", True)]
+    assert graph.rigid == ("b",)
+
+
 def test_only_the_modules_that_lost_channels_are_mended() -> None:
     class Wide(nn.Linear):
         """States a width of its own."""

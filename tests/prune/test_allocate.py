@@ -10,7 +10,7 @@ from edgewise.errors import BudgetError
 from edgewise.graph import shrink, trace
 from edgewise.models import build
 from edgewise.prune import ALLOCATIONS, Prune, allocate, prune, score
-from edgewise.prune.allocate import global_ranking
+from edgewise.prune.allocate import Ranked, _ranked, global_ranking, isomorphic
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 
@@ -83,9 +83,9 @@ def test_equal_scores_shrink_all_groups_alike(resnet: nn.Module) -> None:
 
 
 def test_global_ranking_by_hand() -> None:
-    ranking = [np.array([4.0, 2.0, 0.0]), np.array([1.0, 1.0]), np.array([0.0])]  # divided by means 2, 1 and none
+    groups = [Ranked(np.array([2.0, 1.0, 0.0])), Ranked(np.array([1.0, 1.0])), Ranked(np.array([1.0]))]
     # In order: 2 (a), 1 (b's first, c's only, at place 0), 1 (a's second, at 1/3), 1 (b's second, at 1/2), 0 (a).
-    assert [global_ranking(ranking, k / 6).tolist() for k in range(7)] == [
+    assert [global_ranking(groups, k / 6).tolist() for k in range(7)] == [
         [0, 0, 0],
         [1, 0, 0],
         [1, 1, 0],
@@ -94,6 +94,27 @@ def test_global_ranking_by_hand() -> None:
         [2, 2, 1],
         [3, 2, 1],
     ]
+
+
+def test_isomorphic_ranking_by_hand() -> None:
+    groups = [Ranked(np.array([9.0, 8.0]), "a"), Ranked(np.array([1.0, 0.0]), "b"), Ranked(np.array([7.0, 2.0]), "a")]
+    assert isomorphic(groups, 0.5).tolist() == [2, 1, 0]  # the best half of the a's, and of the b's
+
+
+def test_groups_are_of_one_kind_where_the_same_layers_own_them(resnet: nn.Module) -> None:
+    graph = trace(resnet, EXAMPLE)
+    kinds = {g.name: _ranked(graph, g, score(graph, "l2"), "mean").kind for g in graph.groups}
+    assert kinds["layer1.0.conv1"] == kinds["layer3.2.conv1"] != kinds["conv1"]
+
+
+def test_scores_of_one_unit_may_be_compared_as_they_are(resnet: nn.Module) -> None:
+    graph = trace(resnet, EXAMPLE)
+    names = ["layer1.0.conv1", "layer1.1.conv1"]
+    scores = {names[0]: torch.full((16,), 5.0), names[1]: torch.ones(16)}
+    keep = allocate(graph, scores=scores, budget=Budget(macs=0.96), groups=names, normalize="none")
+    assert set(keep) == {names[1]}
+    alike = allocate(graph, scores=scores, budget=Budget(macs=0.96), groups=names)
+    assert {name: len(index) for name, index in alike.items()}.keys() == set(names)
 
 
 def test_the_floor_holds(resnet: nn.Module) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 from edgewise.graph import trace
 from edgewise.models import build
 from edgewise.prune import IMPORTANCES, score
+from edgewise.prune.importance import fpgm, l1, lamp
 
 EXAMPLE = torch.zeros(1, 2, 4, 4)
 
@@ -16,6 +17,76 @@ def network() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1)
     )
+
+
+def loss_gradients(net: nn.Module) -> list[dict[str, torch.Tensor]]:
+    """Return the gradients of some loss on two batches."""
+    batches = []
+    for seed in range(2):
+        x = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+        found = torch.autograd.grad(net.eval()(x).square().mean(), list(net.parameters()))
+        batches.append(dict(zip(dict(net.named_parameters()), found, strict=True)))
+    return batches
+
+
+def test_taylor_is_the_batches_mean_of_what_the_loss_loses() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 1, 1, bias=False))
+    net[0].weight.data = torch.tensor([2.0, -3.0]).view(2, 1, 1, 1)
+    batches = [{"0.weight": torch.tensor(g).view(2, 1, 1, 1)} for g in ([1.0, 1.0], [-1.0, 0.0])]
+    graph = trace(net, torch.zeros(1, 1, 2, 2))
+    # |2 * 1| and |2 * -1|; |-3 * 1| and 0: they do not cancel.
+    assert score(graph, "taylor", gradients=batches)["0"].tolist() == [2.0, 1.5]
+    with pytest.raises(ValueError, match="needs the gradients of the loss"):
+        score(graph, "taylor")
+    with pytest.raises(ValueError, match=r'no gradient of "0\.weight" was given'):
+        score(graph, "taylor", gradients=[{}])
+
+
+def test_taylor_foretells_the_loss() -> None:
+    """To first order: with a small weight, the score is the change of the loss when it is set to 0."""
+    net = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.Tanh(), nn.Conv2d(3, 1, 1, bias=False)).double()
+    net[0].weight.data = torch.tensor([1e-4, 1.0, -2e-4], dtype=torch.float64).view(3, 1, 1, 1)
+    x = torch.randn(8, 1, 3, 3, dtype=torch.float64)
+
+    def loss() -> torch.Tensor:
+        return net(x).square().mean()
+
+    found = dict(zip(dict(net.named_parameters()), torch.autograd.grad(loss(), list(net.parameters())), strict=True))
+    scores = score(trace(net, x), "taylor", gradients=[found])["0"]
+    for channel in (0, 2):
+        before, kept = float(loss()), net[0].weight.data[channel].clone()
+        net[0].weight.data[channel] = 0
+        assert abs(float(loss()) - before) == pytest.approx(float(scores[channel]), rel=1e-3)
+        net[0].weight.data[channel] = kept
+
+
+def test_fpgm_and_lamp_against_slow_loops() -> None:
+    weight = torch.randn(7, 5)
+    weight[3] = weight[5]  # a tie
+    distances = [sum(float((a - b).norm()) for b in weight) / 7 for a in weight]
+    assert torch.allclose(fpgm(weight), torch.tensor(distances))
+    squares = [float(row.square().sum()) for row in weight]
+    lamps = []
+    for i, u in enumerate(squares):
+        lamps.append(u / sum(v for j, v in enumerate(squares) if v > u or (v == u and j >= i)))
+    assert torch.allclose(lamp(weight), torch.tensor(lamps))
+    assert lamp(torch.zeros(3, 2)).tolist() == [0, 0, 0]
+
+
+def test_scores_of_several_tensors_are_reduced() -> None:
+    net = build("resnet20", classes=10, size=32)
+    graph = trace(net, torch.zeros(1, 3, 32, 32))
+    stream = graph.by_name["conv1"]
+    rows = [
+        l1(m)
+        for key, m in stream.matrices(dict(net.named_parameters())).items()
+        if key.endswith("weight:0") and "bn" not in key
+    ]
+    assert len(rows) == 10  # option A: the first sixteen channels run through all stages
+    for name, expected in (("mean", torch.stack(rows).mean(0)), ("max", torch.stack(rows).amax(0)), ("first", rows[0])):
+        assert torch.allclose(score(graph, "l1", reduce=name)["conv1"], expected)
+    with pytest.raises(ValueError, match='reduce "sum" is none of mean, max, first'):
+        score(graph, "l1", reduce="sum")
 
 
 def test_by_hand() -> None:
@@ -50,7 +121,8 @@ def test_every_criterion_is_finite_deterministic_and_leaves_the_network_alone(na
     net = network()
     graph = trace(net, EXAMPLE)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    scores, again = score(graph, name, seed=3), score(graph, name, seed=3)
+    batches = loss_gradients(net)
+    scores, again = (score(graph, name, gradients=batches, seed=3) for _ in range(2))
     assert set(scores) == {"0", "3"}
     for group in graph.groups:
         assert scores[group.name].shape == (group.size,)
@@ -63,12 +135,12 @@ def test_every_criterion_is_finite_deterministic_and_leaves_the_network_alone(na
 def test_scores_follow_a_permutation_of_the_channels(name: str) -> None:
     net = network()
     net[1].weight.data.uniform_()
-    scores = score(trace(net, EXAMPLE), name)["0"]
+    scores = score(trace(net, EXAMPLE), name, gradients=loss_gradients(net))["0"]
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     for tensor in (net[0].weight, net[0].bias, net[1].weight, net[1].bias):
         tensor.data = tensor.data[order]
     net[3].weight.data = net[3].weight.data[:, order]
-    assert torch.allclose(score(trace(net, EXAMPLE), name)["0"], scores[order])
+    assert torch.allclose(score(trace(net, EXAMPLE), name, gradients=loss_gradients(net))["0"], scores[order])
 
 
 def test_a_group_without_batchnorm_cannot_be_ranked_by_it() -> None:
@@ -81,7 +153,7 @@ def test_unknown_criterion_and_broken_weights_are_refused() -> None:
     with pytest.raises(ValueError, match='importance "l3" is none of l1'):
         score(trace(net, EXAMPLE), "l3")
     net[3].weight.data[0, 0] = float("nan")
-    with pytest.raises(ValueError, match='group "3" has weights that are not finite'):
+    with pytest.raises(ValueError, match='group "3" has weights or gradients that are not finite'):
         score(trace(net, EXAMPLE), "l1")
 
 

@@ -6,6 +6,7 @@ dimensions of the same tensors form a *group*: one width of the network.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -59,7 +60,7 @@ class Group:
         """Whether the shrunk network equals the original with the removed channels silenced."""
         return not self.inexact
 
-    def matrices(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def matrices(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """View every parameter the group owns as a matrix ``[C, K]``: C channels by K numbers each.
 
         Args:
@@ -107,6 +108,11 @@ class Graph:
         """The groups by name."""
         return {group.name: group for group in self.groups}
 
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """The network's modules by path."""
+        return dict(self.model.named_modules())
+
     @property
     def sizes(self) -> Atoms:
         """The number of channels of each group ``[G]``."""
@@ -119,10 +125,16 @@ class Graph:
 
     @cached_property
     def rigid(self) -> tuple[str, ...]:
-        """The groups whose width is written into the forward; found by running the network at half its widths."""
-        from edgewise.graph.rigid import rigid_groups  # which shrinks graphs, and so needs this module
+        """The groups whose width is written into the forward, found by running the network at half its widths.
 
-        return rigid_groups(self)
+        Once with all groups and once with the exact ones alone: a forward may tie widths to each other.
+        """
+        from edgewise.graph.rigid import half, rigid_groups  # which shrinks graphs, and so needs this module
+
+        rigid = rigid_groups(self)
+        exact = [group for group in self.groups if group.exact and group.name not in rigid]
+        more = rigid_groups(self, half(exact)) if len(exact) + len(rigid) < len(self.groups) else ()
+        return tuple(group.name for group in self.groups if group.name in (*rigid, *more))
 
     def prunable(self, *, inexact: bool = False) -> tuple[Group, ...]:
         """Return the groups that can shrink: those that are not rigid and exact, or not exact either if asked."""

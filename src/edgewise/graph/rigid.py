@@ -7,17 +7,17 @@ compute the same: the same operators in the same order with the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache, partial
 
 import numpy as np
 import torch
 
-from edgewise.graph.groups import Graph
+from edgewise.graph.groups import Graph, Group
 from edgewise.graph.rules import RULES
 from edgewise.graph.surgery import Keep, shrunk_shapes
-from edgewise.graph.trace import Operators, Programme, enter_step, evaluating
+from edgewise.graph.trace import Atoms, Operators, Programme, enter_step, evaluating
 
 
 def rigid_groups(graph: Graph, keep: Keep | None = None) -> tuple[str, ...]:
@@ -30,7 +30,7 @@ def rigid_groups(graph: Graph, keep: Keep | None = None) -> tuple[str, ...]:
         graph: the traced network.
         keep: the channels to keep, by group name; by default half of every group.
     """
-    keep = {g.name: np.arange((g.size + 1) // 2) for g in graph.groups if g.size > 1} if keep is None else keep
+    keep = half(graph.groups) if keep is None else keep
     uses = {g.name: sorted(graph.tracer.first_use.get(m.tensor, 0) for m in g.members) for g in graph.groups}
     whole = len(graph.tracer.programme)
 
@@ -45,6 +45,11 @@ def rigid_groups(graph: Graph, keep: Keep | None = None) -> tuple[str, ...]:
         count = _least(len(suspects), lambda n: reached(flexible.difference(suspects[:n])) > step)  # noqa: B023
         flexible = flexible.difference(suspects[count - 1 : count] if count else suspects)
     return tuple(group.name for group in graph.groups if group.name in keep and group.name not in flexible)
+
+
+def half(groups: Iterable[Group]) -> dict[str, Atoms]:
+    """Keep the first half of the channels of each group."""
+    return {group.name: np.arange((group.size + 1) // 2) for group in groups if group.size > 1}
 
 
 def _least(limit: int, enough: Callable[[int], bool]) -> int:

@@ -7,7 +7,9 @@ given back, channel block by channel block, where it matters most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,32 +21,49 @@ from edgewise.errors import BudgetError
 from edgewise.graph.groups import Graph, Group
 from edgewise.graph.trace import Atoms
 
+Normalize = Literal["mean", "none"]
 Widths = NDArray[np.int64]
-Ranking = list[NDArray[np.float64]]  # for each group its scores, descending
+Floats = NDArray[np.float64]
 
 
-def uniform(ranking: Ranking, knob: float) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class Ranked:
+    """A group as an allocation sees it: its channels' scores ``[C]``, descending, and what kind of group it is."""
+
+    scores: Floats
+    kind: str = ""
+
+
+def uniform(groups: Sequence[Ranked], knob: float) -> Floats:
     """Keep the same share of every group: ``knob`` of its channels ``[G]``."""
-    return np.array([knob * len(scores) for scores in ranking])
+    return np.array([knob * len(group.scores) for group in groups])
 
 
-def global_ranking(ranking: Ranking, knob: float) -> NDArray[np.float64]:
+def global_ranking(groups: Sequence[Ranked], knob: float) -> Floats:
     """Rank all channels of all groups together and keep the best ``knob`` of them ``[G]``.
 
-    Scores are divided by their group's mean first: layers differ in scale by orders of magnitude. Of equal ones those
-    stay that come first in their group, so that groups without a difference shrink alike.
+    Of equal ones those stay that come first in their group, so that groups without a difference shrink alike.
     """
-    relative = np.concatenate([_relative(scores) for scores in ranking])
-    place = np.concatenate([np.arange(len(scores)) / len(scores) for scores in ranking])
-    group = np.repeat(np.arange(len(ranking)), [len(scores) for scores in ranking])
-    best = np.lexsort((place, -relative))[: round(knob * len(relative))]
-    return np.bincount(group[best], minlength=len(ranking)).astype(np.float64)
+    if not groups:
+        return np.empty(0)
+    scores = np.concatenate([group.scores for group in groups])
+    place = np.concatenate([np.arange(len(group.scores)) / len(group.scores) for group in groups])
+    owner = np.repeat(np.arange(len(groups)), [len(group.scores) for group in groups])
+    best = np.lexsort((place, -scores))[: round(knob * len(scores))]
+    return np.bincount(owner[best], minlength=len(groups)).astype(np.float64)
 
 
-def _relative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Divide a group's scores by their mean; all alike where there is nothing to divide by."""
-    mean = scores.mean()
-    return scores / mean if mean > 0 else np.ones_like(scores)
+def isomorphic(groups: Sequence[Ranked], knob: float) -> Floats:
+    """Rank the channels of groups of one kind together and keep the best ``knob`` of each kind ``[G]``.
+
+    Reference: Fang et al., Isomorphic Pruning for Vision Models, ECCV 2024, arXiv 2407.04616: only channels owned by
+    the same layers in the same roles are comparable.
+    """
+    widths = np.zeros(len(groups))
+    for kind in {group.kind for group in groups}:
+        alike = [g for g, group in enumerate(groups) if group.kind == kind]
+        widths[alike] = global_ranking([groups[g] for g in alike], knob)
+    return widths
 
 
 def allocate(
@@ -53,6 +72,7 @@ def allocate(
     scores: Mapping[str, Tensor],
     budget: Budget,
     allocation: str = "global",
+    normalize: Normalize = "mean",
     round_to: int = 1,
     floor: float = 0.0,
     groups: Iterable[str] | None = None,
@@ -65,6 +85,8 @@ def allocate(
         scores: importance ``[C]`` of each group's channels; a group without scores stays whole.
         budget: what the pruned network may cost.
         allocation: a name of `ALLOCATIONS`.
+        normalize: "mean" divides scores by their group's mean before groups are compared, since layers differ in scale
+            by orders of magnitude; "none" takes them as they are, for criteria in one unit (taylor, lamp).
         round_to: widths are multiples of this, or the group's full width.
         floor: the least share of its channels a group keeps, 0 to 1; never fewer than `round_to`, unless the
             channels lie beside others (what a padded shortcut adds to a stream), which can all go.
@@ -76,11 +98,13 @@ def allocate(
         For each group that shrinks, the indices it keeps, ascending.
 
     Raises:
-        ValueError: an unknown allocation or group, `round_to` < 1, a floor outside [0, 1].
+        ValueError: an unknown allocation, normalisation or group, `round_to` < 1, a floor outside [0, 1].
         BudgetError: no aligned widths at or over the floor fit; the message holds the least possible.
     """
     if allocation not in ALLOCATIONS:
         raise ValueError(f'allocation "{allocation}" is none of {", ".join(ALLOCATIONS)}')
+    if normalize not in ("mean", "none"):
+        raise ValueError(f'normalize "{normalize}" is none of mean, none')
     if round_to < 1:
         raise ValueError(f"round_to = {round_to}: a width is a multiple of at least 1")
     if not 0 <= floor <= 1:
@@ -91,7 +115,7 @@ def allocate(
     chosen = [g for g, group in enumerate(graph.groups) if group.name in allowed and group.name in scores]
     model = cost_model or CostModel(graph)
     limits = budget.limits(model)
-    ranking = [np.sort(scores[graph.groups[g].name].detach().cpu().double().numpy())[::-1] for g in chosen]
+    ranked = [_ranked(graph, graph.groups[g], scores, normalize) for g in chosen]
     sizes = graph.sizes
     least = sizes.copy()
     least[chosen] = [_least(graph.groups[g], round_to, floor) for g in chosen]
@@ -99,7 +123,7 @@ def allocate(
     def widths_at(knob: float) -> Widths:
         widths = sizes.copy()
         if chosen:
-            widths[chosen] = align(ALLOCATIONS[allocation](ranking, knob), sizes[chosen], least[chosen], round_to)
+            widths[chosen] = align(ALLOCATIONS[allocation](ranked, knob), sizes[chosen], least[chosen], round_to)
         return widths
 
     if over := exceeded(model, least, limits):
@@ -118,7 +142,7 @@ def allocate(
     widths = widths_at(_largest(lambda knob: not exceeded(model, widths_at(knob), limits)))
     if exceeded(model, widths, limits):  # even the lowest knob is over: some group's aligned width jumps past it
         widths = least.copy()
-    widths = _give_back(model, widths, chosen, ranking, limits, round_to)
+    widths = _give_back(model, widths, dict(zip(chosen, ranked, strict=True)), limits, round_to)
     return {
         graph.groups[g].name: top(scores[graph.groups[g].name], int(widths[g])) for g in chosen if widths[g] < sizes[g]
     }
@@ -145,6 +169,20 @@ def top(scores: Tensor, count: int) -> Atoms:
     return np.sort(order[:count])
 
 
+def _ranked(graph: Graph, group: Group, scores: Mapping[str, Tensor], normalize: Normalize) -> Ranked:
+    """Sort a group's scores, and name its kind: the layers that own its channels, and in which dimension."""
+    values = np.sort(scores[group.name].detach().cpu().double().numpy())[::-1]
+    layers = {m.tensor: type(graph.modules.get(m.tensor.rpartition(".")[0])).__name__ for m in group.members}
+    kind = sorted(f"{layers[m.tensor]}.{m.tensor.rpartition('.')[2]}:{m.dim}" for m in group.members)
+    return Ranked(_relative(values) if normalize == "mean" else values, " ".join(kind))
+
+
+def _relative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Divide a group's scores by their mean; all alike where there is nothing to divide by."""
+    mean = scores.mean()
+    return scores / mean if mean > 0 else np.ones_like(scores)
+
+
 def _least(group: Group, round_to: int, floor: float) -> int:
     """Return the least width a group may have: its floor, rounded up to a multiple; none where others lie beside."""
     wanted = max(0 if group.beside_others else 1, int(np.ceil(floor * group.size)))
@@ -163,18 +201,18 @@ def _largest(fits: Callable[[float], bool]) -> float:
 
 
 def _give_back(
-    model: CostModel, widths: Widths, chosen: list[int], ranking: Ranking, limits: dict[str, float], round_to: int
+    model: CostModel, widths: Widths, ranked: dict[int, Ranked], limits: dict[str, float], round_to: int
 ) -> Widths:
     """Widen groups by one block at a time while the budget holds.
 
     The most important block comes first; of equal ones, that of the group that lost the largest share.
     """
     sizes = model.graph.sizes
-    relative = {g: _relative(scores) for g, scores in zip(chosen, ranking, strict=True)}
-    open_groups = {g for g in chosen if widths[g] < sizes[g]}
+    open_groups = {g for g in ranked if widths[g] < sizes[g]}
     while open_groups:
         best = max(
-            open_groups, key=lambda g: (relative[g][widths[g] : widths[g] + round_to].mean(), -widths[g] / sizes[g], -g)
+            open_groups,
+            key=lambda g: (ranked[g].scores[widths[g] : widths[g] + round_to].mean(), -widths[g] / sizes[g], -g),
         )
         wider = widths.copy()
         wider[best] = min(sizes[best], (widths[best] // round_to + 1) * round_to)
@@ -187,7 +225,8 @@ def _give_back(
     return widths
 
 
-ALLOCATIONS: dict[str, Callable[[Ranking, float], NDArray[np.float64]]] = {
+ALLOCATIONS: dict[str, Callable[[Sequence[Ranked], float], Floats]] = {
     "uniform": uniform,
     "global": global_ranking,
+    "isomorphic": isomorphic,
 }

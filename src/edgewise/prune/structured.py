@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ from edgewise.graph.rigid import rigid_groups
 from edgewise.graph.surgery import shrink
 from edgewise.graph.trace import Atoms
 from edgewise.prune.allocate import allocate
-from edgewise.prune.importance import score
+from edgewise.prune.importance import IMPORTANCES, score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,23 +23,29 @@ class Prune:
 
     Args:
         importance: how channels are ranked.
+        reduce: how the scores of a channel's several tensors become one.
+        normalize: whether scores are divided by their group's mean before groups are compared.
         allocate: how the budget is shared among the groups.
         keep_macs: the share of the MACs to keep, in (0, 1].
         keep_params: the share of the parameters to keep, in (0, 1].
         round_to: widths become multiples of this; 8 or 16 is what the runtimes' kernels are made for.
         floor: the least share of its channels that a group keeps, 0 to 1.
         inexact: also prune groups whose removal changes a normalisation's statistics.
+        calibration: training images whose gradients rank the channels, where the importance needs them.
         recalibrate: images for the BatchNorm statistics of the pruned network; 0 leaves them as they are.
     """
 
     kind: Literal["prune"] = "prune"
-    importance: Literal["l1", "l2", "bn_scale", "random"] = "l2"
-    allocate: Literal["uniform", "global"] = "global"
+    importance: Literal["l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "random"] = "l2"
+    reduce: Literal["mean", "max", "first"] = "mean"
+    normalize: Literal["mean", "none"] = "mean"
+    allocate: Literal["uniform", "global", "isomorphic"] = "global"
     keep_macs: float | None = None
     keep_params: float | None = None
     round_to: int = 8
     floor: float = 0.0
     inexact: bool = False
+    calibration: int = 512
     recalibrate: int = 2048
 
     def __post_init__(self) -> None:
@@ -54,6 +61,14 @@ class Prune:
             raise ValueError(f"floor = {self.floor}: a share of the channels, 0 to 1")
         if self.recalibrate < 0 or self.recalibrate == 1:  # one image has no variance
             raise ValueError(f"recalibrate = {self.recalibrate}: a number of images, 0 or at least 2")
+
+        if self.calibration < 1:
+            raise ValueError(f"calibration = {self.calibration}: a number of images, 1 or more")
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether `prune` must be given gradients."""
+        return IMPORTANCES[self.importance].gradients
 
     @property
     def budget(self) -> Budget:
@@ -78,13 +93,21 @@ class Pruned:
     rigid: tuple[str, ...]
 
 
-def prune(model: nn.Module, example: Tensor, config: Prune, *, seed: int = 0) -> Pruned:
+def prune(
+    model: nn.Module,
+    example: Tensor,
+    config: Prune,
+    *,
+    gradients: Iterable[Mapping[str, Tensor]] = (),
+    seed: int = 0,
+) -> Pruned:
     """Prune a network's channels to a budget; the network is left as it was.
 
     Args:
         model: the network, with the weights that are to be ranked.
         example: an input of the right shape ``[N, C, H, W]``.
         config: what to remove.
+        gradients: of the loss by parameter name, one mapping for each batch, where the importance needs them.
         seed: of random criteria.
 
     Raises:
@@ -92,7 +115,7 @@ def prune(model: nn.Module, example: Tensor, config: Prune, *, seed: int = 0) ->
         BudgetError: no allowed widths meet the budget.
     """
     graph = trace(model, example)
-    scores = score(graph, config.importance, seed=seed)
+    scores = score(graph, config.importance, gradients=gradients, reduce=config.reduce, seed=seed)
     rigid = list(graph.rigid)
     while True:
         keep = allocate(
@@ -100,6 +123,7 @@ def prune(model: nn.Module, example: Tensor, config: Prune, *, seed: int = 0) ->
             scores=scores,
             budget=config.budget,
             allocation=config.allocate,
+            normalize=config.normalize,
             round_to=config.round_to,
             floor=config.floor,
             groups=[g.name for g in graph.prunable(inexact=config.inexact) if g.name not in rigid],

@@ -3,9 +3,19 @@
 from edgewise.train.average import WeightAverage
 from edgewise.train.config import TrainConfig
 from edgewise.train.evaluate import evaluate
+from edgewise.train.gradients import gradients
 from edgewise.train.loop import fit
 from edgewise.train.method import TrainingMethod
 from edgewise.train.recalibrate import recalibrate
 from edgewise.train.schedule import learning_rate
 
-__all__ = ["TrainConfig", "TrainingMethod", "WeightAverage", "evaluate", "fit", "learning_rate", "recalibrate"]
+__all__ = [
+    "TrainConfig",
+    "TrainingMethod",
+    "WeightAverage",
+    "evaluate",
+    "fit",
+    "gradients",
+    "learning_rate",
+    "recalibrate",
+]
