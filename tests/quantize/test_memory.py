@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import NodeProto, TensorProto, helper
@@ -25,12 +26,13 @@ def file(path: Path, nodes: Sequence[NodeProto], output: Sequence[int | str] = (
         helper.make_tensor("w", TensorProto.FLOAT, [4, 4, 1, 1], [0.5] * 16),
         helper.make_tensor("codes", TensorProto.INT8, [4, 4, 1, 1], [1] * 16),
         helper.make_tensor("s", TensorProto.FLOAT, [], [0.1]),
+        helper.make_tensor("scales", TensorProto.FLOAT, [4], [1, 1, 1, 1]),
         helper.make_tensor("zero", TensorProto.UINT8, [], [0]),
     ]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4, 8, 8])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, output)
     graph = helper.make_graph(nodes, "by_hand", [x], [y], constants)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), path)
     return path
 
 
@@ -83,6 +85,41 @@ def test_between_conversions_tensors_are_stored_as_codes(tmp_path: Path) -> None
     ]
     expected = ActivationCost(peak_activation_bytes=IMAGE * 5, activation_bytes=IMAGE * (1 + 1 + 4))
     assert activation_cost(file(tmp_path / "int8.onnx", nodes)) == expected
+
+
+ON_CODES = [
+    node("LeakyRelu", ["xf"], ["a"], alpha=0.1),
+    node("Sigmoid", ["xf"], ["a"]),
+    node("Add", ["xf", "xf"], ["a"]),
+    node("Mul", ["xf", "xf"], ["a"]),
+    node("MatMul", ["xf", "xf"], ["a"]),
+    node("MaxPool", ["xf"], ["a"], kernel_shape=[1, 1]),
+    node("AveragePool", ["xf"], ["a"], kernel_shape=[1, 1]),
+    node("GlobalAveragePool", ["xf"], ["a"]),
+    node("Transpose", ["xf"], ["a"], perm=[0, 1, 3, 2]),
+    node("Resize", ["xf", "", "scales"], ["a"], mode="nearest"),
+]
+ON_FLOATS = [
+    node("Gelu", ["xf"], ["a"]),
+    node("Sub", ["xf", "xf"], ["a"]),
+    node("ConvTranspose", ["xf", "wf"], ["a"]),
+    node("Resize", ["xf", "", "scales"], ["a"], mode="linear"),
+]
+
+
+@pytest.mark.parametrize("operator", [*ON_CODES, *ON_FLOATS], ids=lambda node: node.op_type)
+def test_what_runs_on_codes_is_what_onnx_runtime_runs_on_codes(operator: NodeProto, tmp_path: Path) -> None:
+    weights = node("DequantizeLinear", ["codes", "s"], ["wf"])
+    nodes = [quantize("x", "x8"), floats("x8", "xf"), weights, operator, quantize("a", "a8"), floats("a8", "y")]
+    path = file(tmp_path / "one.onnx", nodes, ("n", "c", "h", "w"))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "run.onnx"), 3
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    conversions = [n for n in onnx.load(tmp_path / "run.onnx").graph.node if n.op_type == "DequantizeLinear"]
+    on_floats = any("x8" in conversion.input for conversion in conversions)
+    assert on_floats == (operator in ON_FLOATS)
+    # The image's codes, the result's, and its floats for whoever asked; on floats, at least one tensor of them more.
+    assert (activation_cost(path).activation_bytes >= IMAGE * (1 + 4 + 1 + 4)) == on_floats
 
 
 def test_an_operator_without_an_integer_kernel_has_its_floats_stored(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Activations are counted as `edgewise.cost` counts them: batch 1, operators in their order, weights apart; element-wise
 operators and normalisations work in place where they can, and what only reshapes, reorders or selects is a view. So a
-float file has its network's figures, and those of a quantised file can be held against them.
+float file has its network's figures (more where the exporter took an operator apart, such as SiLU), and those of a
+quantised file can be held against them.
 
 In a quantised file (QDQ) an operator between DequantizeLinear and QuantizeLinear runs on codes, and the floats around
 it are never stored. One that knows no codes, such as LayerNormalization, has its floats stored beside the codes.
@@ -143,10 +144,16 @@ def _steps(graph: ir.Graph) -> Iterator[_Step]:
 
 def _runs_on_codes(node: ir.Node, operands: list[ir.Value]) -> bool:
     """Whether all that an operator reads comes from codes, and all that it gives becomes codes, or may stay float."""
-    if node.op_type not in INTEGER_OPS or not operands:
+    if node.op_type not in INTEGER_OPS or _interpolates(node) or not operands:
         return False
     to_codes = node.op_type in TO_FLOAT_OPS or all(_quantized(value) for value in node.outputs)
     return to_codes and all(_codes(value) is not value for value in operands)
+
+
+def _interpolates(node: ir.Node) -> bool:
+    """Whether it is a Resize that computes new numbers, for which there is no integer kernel."""
+    mode = node.attributes.get("mode")
+    return node.op_type == "Resize" and mode is not None and mode.as_string() != "nearest"
 
 
 def _is_fused(node: ir.Node, on_codes: set[ir.Node]) -> bool:

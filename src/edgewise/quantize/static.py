@@ -36,10 +36,11 @@ BATCH = 16  # the percentile and entropy observers hold every activation of a ba
 # Operators that ONNX Runtime's CPU kernels compute on codes, or that only move codes. A quantised operator outside
 # this list, such as LayerNormalization, would be computed on floats, between conversions that cost time and accuracy.
 INTEGER_OPS = (
-    *("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid"),
+    *("Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Split", "Slice", "Gather", "Pad", "Resize"),
     *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
 )
+STORED_OPS = ("ConvTranspose",)  # has no integer kernel, but weights that are stored in a quarter of the bytes
 TO_FLOAT_OPS = ("Gemm", "MatMul")  # their integer kernels can give out floats
 
 
@@ -161,7 +162,7 @@ def _quantize(source: Path, folder: Path, feed: _Feed, config: Quantize) -> ir.M
             weight_type=ort.QuantType.QInt8,
             per_channel=True,
             reduce_range=config.reduce_range,
-            op_types_to_quantize=list(INTEGER_OPS),
+            op_types_to_quantize=[*INTEGER_OPS, *STORED_OPS],
             calibrate_method=methods[config.observer],
             # Ranges are merged batch by batch, so that memory does not grow with the number of images.
             extra_options={"CalibStridedMinMax": 1, "CalibPercentile": config.percentile},
