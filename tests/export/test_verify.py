@@ -132,6 +132,18 @@ def test_compare_float_finds_a_batch_of_one_that_is_wrong(tmp_path: Path) -> Non
     assert compare_float(Scores(), tmp_path / "net.onnx", balanced).value == 1.0
 
 
+def test_compare_float_finds_a_batch_of_one_that_is_nan(tmp_path: Path) -> None:
+    graph = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 18]> g (float[batch, 3, 1, 1] input) => (float[batch, 3] logits)'
+        "<int64 first = {0}, float most = {1.5}, float none = {0}> {"
+        " flat = Flatten(input) shape = Shape(input) count = Gather(shape, first) length = Cast<to = 1>(count)"
+        " more = Sub(length, most) root = Sqrt(more) zero = Mul(root, none) logits = Add(flat, zero) }"
+    )
+    onnx.save(graph, tmp_path / "net.onnx")
+    assert torch.equal(outputs(tmp_path / "net.onnx", SCORES), SCORES.flatten(1))
+    assert not compare_float(Scores(), tmp_path / "net.onnx", SCORES).passed
+
+
 def test_compare_float_fails_on_nan_and_on_another_shape(tmp_path: Path) -> None:
     check = compare_float(Scores(), scores_file(tmp_path / "net.onnx", [math.nan, 1.0, 1.0]), SCORES)
     assert math.isnan(check.value)

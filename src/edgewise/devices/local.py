@@ -69,12 +69,18 @@ def ask_worker(request: dict[str, Any], seconds: float = 0.0, progress: Progress
         asked.write(json.dumps(request).encode())
         asked.seek(0)
         with subprocess.Popen(
-            command, stdin=asked, stdout=subprocess.PIPE, stderr=errors, env=_environment(), encoding="utf-8"
+            command,
+            stdin=asked,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=_environment(),
+            encoding="utf-8",
+            errors="replace",  # what is no message says nothing
         ) as process:
             try:
                 assert process.stdout is not None
                 for line in process.stdout:
-                    last = _message(line)
+                    last = _message(line) or last
                     if "passed_s" in last and progress is not None:
                         progress("measure", min(round(last["passed_s"] * 1000), total), total)
             except BaseException:
@@ -147,12 +153,12 @@ def _request(task: str, job: Job, artifacts: tuple[Path, ...]) -> dict[str, Any]
 
 
 def _message(line: str) -> dict[str, Any]:
-    """Read a line of the worker's; one that a kill cut short says nothing."""
+    """Read a line of the worker's; one that a kill cut short, or that something else printed, says nothing."""
     try:
-        message: dict[str, Any] = json.loads(line)
+        message = json.loads(line)
     except json.JSONDecodeError:
         return {}
-    return message
+    return message if isinstance(message, dict) else {}
 
 
 def _environment() -> dict[str, str]:
