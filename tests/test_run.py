@@ -98,6 +98,25 @@ def test_a_run_is_checked_from_its_files(finished: Path) -> None:
     assert all(item.passed for item in done)
 
 
+def reseal(folder: Path) -> None:
+    """Make a changed folder look as if the run had written it so."""
+    manifest = read_json(folder / "manifest.json")
+    manifest["files"] = {name: sha256(folder / name) for name in files(folder)}
+    write_json(folder / "manifest.json", sealed(manifest))
+
+
+def test_one_image_of_a_small_test_split_may_fall_otherwise_but_not_two(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "run")
+    results = read_json(copy / "results.json")
+    accuracy = results["compressed"]["accuracy"]
+    for moved, passes in ((1, True), (2, False)):  # of 120
+        results["compressed"]["accuracy"] = accuracy - moved / 120
+        write_json(copy / "results.json", results)
+        reseal(copy)
+        *_, last = check(copy)
+        assert (last.name, last.value, last.passed) == ("same accuracy", moved, passes)
+
+
 def test_a_folder_sealed_over_another_network_does_not_pass(finished: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "run")
     pruned = copy / "steps" / "02-prune" / "model.safetensors"
@@ -105,9 +124,7 @@ def test_a_folder_sealed_over_another_network_does_not_pass(finished: Path, tmp_
     tensors["0.weight"] *= 1.01  # of the first convolution
     save_file(tensors, pruned)
     shutil.copyfile(copy / "model.onnx", copy / "dense" / "model.onnx")
-    manifest = read_json(copy / "manifest.json")
-    manifest["files"] = {name: sha256(copy / name) for name in files(copy)}
-    write_json(copy / "manifest.json", sealed(manifest))
+    reseal(copy)
     failed = [item.name for item in check(copy) if not item.passed]
     assert failed == ["dense: exported equals network", "02-prune: weights are the kept ones"]
 
