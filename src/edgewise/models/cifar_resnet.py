@@ -6,6 +6,7 @@ Reference: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, a
 from torch import Tensor, nn
 
 from edgewise.models.layers import SMALL, initialise_, scaled
+from edgewise.models.resnet import BasicBlock
 
 
 class Subsample(nn.Module):
@@ -24,27 +25,6 @@ def option_a(inputs: int, outputs: int) -> nn.Sequential:
     """
     before = (outputs - inputs) // 2
     return nn.Sequential(Subsample(), nn.ConstantPad3d((0, 0, 0, 0, before, outputs - inputs - before), 0.0))
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions around which the input is added."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Identity() if stride == 1 else option_a(inputs, outputs)
-        self.relu2 = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[N, I, H, W]`` to ``[N, O, H / stride, W / stride]``."""
-        y = self.relu1(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        out: Tensor = self.relu2(y + self.shortcut(x))
-        return out
 
 
 class CifarResNet(nn.Module):
@@ -77,7 +57,9 @@ class CifarResNet(nn.Module):
 
 
 def _stage(blocks: int, inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+    shortcut = nn.Identity() if stride == 1 else option_a(inputs, outputs)
+    rest = (BasicBlock(outputs, outputs, 1, nn.Identity()) for _ in range(blocks - 1))
+    return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut), *rest)
 
 
 def cifar_resnet(blocks: int, *, classes: int, channels: int, size: int, width: float) -> nn.Module:

@@ -10,18 +10,18 @@ from edgewise.models.layers import SMALL, initialise_, scaled
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around which the input is added."""
+    """Two 3x3 convolutions around which the input is added, by way of a shortcut that gives it their output's shape."""
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, shortcut: nn.Module) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(inputs, width, stride)
+        self.downsample = shortcut
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,11 +33,11 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution between a 1x1 that narrows and one that widens, around which the input is added."""
+    """A 3x3 convolution between a 1x1 that narrows and one that widens, around which the input is added likewise."""
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, shortcut: nn.Module) -> None:
         super().__init__()
         outputs = width * self.expansion
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
@@ -48,7 +48,7 @@ class Bottleneck(nn.Module):
         self.relu2 = nn.ReLU()
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
-        self.downsample = _shortcut(inputs, outputs, stride)
+        self.downsample = shortcut
         self.relu3 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,8 +111,9 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 def _stage(
     block: type[BasicBlock] | type[Bottleneck], depth: int, inputs: int, width: int, stride: int
 ) -> nn.Sequential:
-    rest = (block(width * block.expansion, width, 1) for _ in range(depth - 1))
-    return nn.Sequential(block(inputs, width, stride), *rest)
+    outputs = width * block.expansion
+    rest = (block(outputs, width, 1, nn.Identity()) for _ in range(depth - 1))
+    return nn.Sequential(block(inputs, width, stride, _shortcut(inputs, outputs, stride)), *rest)
 
 
 def resnet(
