@@ -9,7 +9,20 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "edgewise"
 # From top to bottom; the modules of one layer may import each other.
 LAYERS = [
     {"__init__", "__main__", "cli", "catalog"},
-    {"run", "folder", "check", "steps", "recipe", "budget", "report", "comparison", "page", "charts", "units"},
+    {
+        "run",
+        "folder",
+        "layout",
+        "check",
+        "steps",
+        "recipe",
+        "budget",
+        "report",
+        "comparison",
+        "page",
+        "charts",
+        "units",
+    },
     {"prune", "sparse", "quantize", "distill"},
     {"export", "devices"},
     {"train", "tasks", "data", "models"},

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from edgewise.devices.base import NOISY
 from edgewise.files import write_json
 
 STAGES = ((16, 28), (32, 14), (64, 7))  # channels and size of ResNet-20's stages on 28x28 images
@@ -79,6 +80,7 @@ def measurement(artifact: str, center: float, width: float, file_bytes: int) -> 
     found = samples(center, width)
     ordered = sorted(found)
     quarter = len(ordered) // 4
+    spread = (ordered[-quarter] - ordered[quarter]) / ordered[len(ordered) // 2]
     return {
         "artifact": artifact,
         "runtime": "onnxruntime",
@@ -89,7 +91,8 @@ def measurement(artifact: str, center: float, width: float, file_bytes: int) -> 
         "resident_bytes": 31_000_000 - 4_000_000 * (artifact == "model.onnx"),
         "file_bytes": file_bytes,
         "latency_s": ordered[len(ordered) // 2],
-        "spread": (ordered[-quarter] - ordered[quarter]) / ordered[len(ordered) // 2],
+        "spread": spread,
+        "noisy": spread > NOISY,
     }
 
 

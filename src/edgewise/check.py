@@ -19,12 +19,12 @@ from edgewise.export import network
 from edgewise.export.network import Builder
 from edgewise.export.verify import Check, compare_float, compare_int8
 from edgewise.files import canonical_json, read_json, sha256
-from edgewise.folder import DENSE, FIRST, MANIFEST, RECIPE, RESULTS, STEPS, step_folder
 from edgewise.graph import shrink, trace
+from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, RECIPE, RESULTS, STEPS, step_folder
 from edgewise.prune.structured import Prune
 from edgewise.recipe import Recipe, read
 from edgewise.run import files, sealed
-from edgewise.steps import ARTIFACT, Context, read_result, removal_checks
+from edgewise.steps import Context, read_result, removal_checks
 
 MOVED = 0.005  # of the test images: another processor rounds differently, which may move one across a boundary
 

@@ -75,8 +75,9 @@ def profile(
 
     from edgewise.cost import CostModel, cost_of
     from edgewise.graph import trace
+    from edgewise.layout import RESULTS
     from edgewise.models import build
-    from edgewise.page import RESULTS, read_run
+    from edgewise.page import read_run
     from edgewise.run import load
 
     is_run = Path(model).is_dir()
@@ -329,7 +330,7 @@ def silence() -> None:
 def artifact_of(path: Path) -> Path:
     """Return a run folder's artifact, or the file itself."""
     from edgewise.errors import UserError
-    from edgewise.steps import ARTIFACT
+    from edgewise.layout import ARTIFACT
 
     if not path.is_dir():
         return path

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.files import write_bytes
+from edgewise.layout import RESULTS
 from edgewise.page import (
     LESS,
-    RESULTS,
     SIZE,
     SPEED,
     Told,

@@ -13,17 +13,9 @@ from typing import Any
 
 from edgewise.errors import RunFolderError
 from edgewise.files import is_partial, locked, partial_folder, write_bytes
+from edgewise.layout import DENSE, EVENTS, MANIFEST, RECIPE, step_folder
 from edgewise.recipe import Recipe, absolute, read, to_toml
 
-RECIPE, MANIFEST, RESULTS, EVENTS, REPORT = (
-    "recipe.toml",
-    "manifest.json",
-    "results.json",
-    "events.jsonl",
-    "report.html",
-)
-DENSE, STEPS = "dense", "steps"
-FIRST = "00-start"  # in STEPS: the network the run starts from
 MISSING = "nothing"
 
 
@@ -74,11 +66,6 @@ def event(folder: Path, name: str, **details: Any) -> None:
         file.write(("\n" if cut else "") + json.dumps({"time": now, "event": name, **details}) + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def step_folder(folder: Path, index: int, kind: str) -> Path:
-    """Return where the step at an index, counted from 0, leaves what it made."""
-    return folder / STEPS / f"{index + 1:02d}-{kind}"
 
 
 def _default(name: str, resume: bool) -> Path:

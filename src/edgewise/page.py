@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.errors import RunFolderError
 from edgewise.files import read_json
+from edgewise.layout import RESULTS
 from edgewise.units import DASH, format_bytes, format_signed
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ Told = tuple[str, str]  # a text, and its tone: "good", "bad" or none
 LESS: Words = ("less", "more", "the same")
 SIZE: Words = ("smaller", "larger", "same size")
 SPEED: Words = ("faster", "slower", "same speed")
-RESULTS, MANIFEST = "results.json", "manifest.json"
 SAME = 0.005  # a ratio this near to 1 is called the same
 FAMILIES = {"resnet": "ResNet", "vgg": "VGG", "mobilenet_v": "MobileNetV", "convnext": "ConvNeXt"}
 

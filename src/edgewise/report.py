@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.comparison import compare, pareto, write_comparison
-from edgewise.devices.base import NOISY
 from edgewise.files import write_bytes
+from edgewise.layout import MANIFEST, REPORT, RESULTS
 from edgewise.page import (
     LESS,
-    MANIFEST,
-    RESULTS,
     SIZE,
     SPEED,
     Told,
@@ -49,7 +47,6 @@ __all__ = [
 
 Row = Mapping[str, Any]
 
-REPORT = "report.html"
 FIGURES = {  # column of results.json: (its name, how it reads, what a change is called, the limit that holds it)
     "file_bytes": ("file", format_bytes, SIZE, "size"),
     "latency_s": ("latency", format_seconds, SPEED, "latency"),
@@ -264,7 +261,7 @@ def _latencies(measurements: Sequence[Row]) -> list[dict[str, Any]]:
                 "median": format_seconds(m["latency_s"]),
                 "change": told if rows else ("reference", ""),
                 "spread": f"{m['spread']:.0%}",
-                "noisy": m["spread"] > NOISY,
+                "noisy": m["noisy"],
                 "samples": {key: format_seconds(value) for key, value in quantiles(samples).items()},
                 "count": len(samples),
                 "resident": format_bytes(m["resident_bytes"]),

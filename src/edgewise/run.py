@@ -32,26 +32,14 @@ from edgewise.errors import BudgetError, RecipeError, TrainingDiverged
 from edgewise.export import network
 from edgewise.export.network import SOURCE, STRUCTURE, TENSORS, Builder
 from edgewise.files import canonical_json, read_json, sha256, whole_folder, write_bytes, write_json
-from edgewise.folder import (
-    DENSE,
-    FIRST,
-    MANIFEST,
-    RECIPE,
-    REPORT,
-    RESULTS,
-    STEPS,
-    choose,
-    event,
-    held,
-    step_folder,
-)
+from edgewise.folder import choose, event, held
 from edgewise.graph import trace
+from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, REPORT, RESULTS, STEPS, step_folder
+from edgewise.page import ratio
 from edgewise.progress import Progress
 from edgewise.prune.structured import Prune, prune
 from edgewise.recipe import Measure, Recipe
-from edgewise.steps import ARTIFACT, Context, Place, dense_reference, read_result, run_step
-
-__all__ = ["MANIFEST", "RECIPE", "RESULTS", "Finished", "compress", "files", "load", "sealed"]
+from edgewise.steps import Context, Place, dense_reference, read_result, run_step
 
 START = "start.json"  # what the network at the start was made from
 # What a figure may depend on, by the module's name; a manifest names those that were imported.
@@ -314,9 +302,6 @@ def _compressed(dense: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
     """Return the final network's figures and what they are of the dense network's; None where one is unknown."""
     columns = ("accuracy", "params", "nonzero", "macs", "weight_bytes", "peak_activation_bytes", "file_bytes")
     figures = {name: last[name] for name in (*columns, "latency_s", "resident_bytes")}
-
-    def ratio(a: Any, b: Any) -> float | None:
-        return None if a is None or not b else a / b
 
     known = dense["accuracy"] is not None
     return {

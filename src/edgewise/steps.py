@@ -29,6 +29,7 @@ from edgewise.export.verify import Check, compare_float, compare_int8, compare_n
 from edgewise.files import read_json, write_json
 from edgewise.graph import Graph, shrink, silence, trace
 from edgewise.graph.trace import Atoms
+from edgewise.layout import ARTIFACT, CHECKPOINT, DENSE, RESULT
 from edgewise.progress import Progress
 from edgewise.prune.structured import Prune, prune
 from edgewise.quantize import Quantize, activation_cost, quantize_static, weight_bytes
@@ -37,8 +38,6 @@ from edgewise.tasks.classification import Classification
 from edgewise.train import TrainingMethod, evaluate, fit, gradients, recalibrate
 from edgewise.train.randomness import mixed_seed
 
-ARTIFACT = "model.onnx"
-CHECKPOINT = "checkpoint.safetensors"
 CHECKED_IMAGES = 256
 
 
@@ -126,7 +125,7 @@ def row(context: Context, model: nn.Module, accuracy: float | None = None, **fig
 
 def _known_accuracy(folder: Path) -> float | None:
     """Return the accuracy of a folder's network where a step found it already; a run's start has none."""
-    if not (folder / "result.json").exists():
+    if not (folder / RESULT).exists():
         return None
     accuracy: float = read_result(folder)["row"]["accuracy"]
     return accuracy
@@ -241,7 +240,7 @@ def _export(context: Context, place: Place, config: Export) -> Result:
 def _measure(context: Context, place: Place, config: Measure) -> Result:
     """Measure the artifact beside the dense float network, in one fresh process."""
     assert place.dense is not None  # the recipe's order was checked
-    shutil.copytree(place.before, place.after, ignore=shutil.ignore_patterns("result.json"), dirs_exist_ok=True)
+    shutil.copytree(place.before, place.after, ignore=shutil.ignore_patterns(RESULT), dirs_exist_ok=True)
     before = read_result(place.before)
     dense, ours = measure(
         [place.dense / ARTIFACT, place.after / ARTIFACT],
@@ -260,7 +259,7 @@ def _measure(context: Context, place: Place, config: Measure) -> Result:
         notes.append(f"SLOWER than the dense float network: {ours.ratio(dense):.2f}x its speed")
     if ours.file_bytes >= dense.file_bytes:
         notes.append(f"NOT SMALLER than the dense float file: {ours.file_bytes} of {dense.file_bytes} bytes")
-    measurements = [{**dense.to_dict(), "artifact": "dense/model.onnx"}, {**ours.to_dict(), "artifact": ARTIFACT}]
+    measurements = [{**dense.to_dict(), "artifact": f"{DENSE}/{ARTIFACT}"}, {**ours.to_dict(), "artifact": ARTIFACT}]
     figures = {"latency_s": ours.latency_s, "resident_bytes": ours.resident_bytes}
     return {
         "row": {**before["row"], **figures},
@@ -289,7 +288,7 @@ def run_step(context: Context, place: Place) -> Result:
     config = context.recipe.step[place.index]
     result = {"checks": [], "notes": [], **RUN_STEP[config.kind](context, place, config)}
     result["seconds"] = time.perf_counter() - started
-    write_json(place.after / "result.json", result)
+    write_json(place.after / RESULT, result)
     (place.after / CHECKPOINT).unlink(missing_ok=True)  # last: until here a kill costs no epoch
     return result
 
@@ -309,11 +308,11 @@ def dense_reference(context: Context, before: Path, after: Path) -> Result:
         "notes": [],
     }
     result["seconds"] = time.perf_counter() - started
-    write_json(after / "result.json", result)
+    write_json(after / RESULT, result)
     return result
 
 
 def read_result(folder: Path) -> Result:
     """Read what a step left behind."""
-    result: Result = read_json(folder / "result.json")
+    result: Result = read_json(folder / RESULT)
     return result

@@ -1,0 +1,17 @@
+"""What lies where in a run folder, by name; nothing else is imported here, so that pages are quick to write."""
+
+from pathlib import Path
+
+RECIPE, MANIFEST, RESULTS, REPORT = "recipe.toml", "manifest.json", "results.json", "report.html"
+EVENTS = "events.jsonl"
+DENSE, STEPS = "dense", "steps"
+FIRST = "00-start"  # in STEPS: the network the run starts from
+
+# In a step's folder; the last one's artifact is the run's.
+ARTIFACT, RESULT = "model.onnx", "result.json"
+CHECKPOINT = "checkpoint.safetensors"  # while a training lasts
+
+
+def step_folder(folder: Path, index: int, kind: str) -> Path:
+    """Return where the step at an index, counted from 0, leaves what it made."""
+    return folder / STEPS / f"{index + 1:02d}-{kind}"
