@@ -151,10 +151,11 @@ def test_what_never_runs_is_named_and_stays() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+            self.norm = nn.BatchNorm2d(8)  # whose count of batches nothing reads either, and nobody misses
             self.auxiliary = nn.Sequential(nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1))
 
         def forward(self, x: Tensor) -> Tensor:
-            y = self.stem(x)
+            y = self.norm(self.stem(x))
             return self.head(y) + self.auxiliary(y) if self.training else self.head(y)
 
     graph = trace(Auxiliary().train(), EXAMPLE)

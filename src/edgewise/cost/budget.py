@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike
 
 from edgewise.cost.static import CostModel
 
+AMOUNTS = ("file_bytes", "latency_s")  # what only a measured network could be a share of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -18,19 +20,23 @@ class Budget:
         params: stored elements.
         weight_bytes: the parameters as stored.
         peak_activation_bytes: the largest sum of live activations at batch 1.
+        file_bytes: the artifact's, as foretold by the cost model; always an amount.
+        latency_s: seconds on a runtime, as foretold by the cost model; always an amount.
 
     >>> Budget(macs=0.5)
-    Budget(macs=0.5, params=None, weight_bytes=None, peak_activation_bytes=None)
+    Budget(macs=0.5, params=None, weight_bytes=None, peak_activation_bytes=None, file_bytes=None, latency_s=None)
     """
 
     macs: float | None = None
     params: float | None = None
     weight_bytes: float | None = None
     peak_activation_bytes: float | None = None
+    file_bytes: float | None = None
+    latency_s: float | None = None
 
     def __post_init__(self) -> None:
         if not self.names:
-            raise ValueError("a budget needs at least one limit: macs, params, weight_bytes or peak_activation_bytes")
+            raise ValueError(f"a budget needs at least one limit: {', '.join(field.name for field in fields(self))}")
         for name in self.names:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: a budget is positive")
@@ -46,10 +52,11 @@ class Budget:
         amounts = {}
         for name in self.names:
             value = getattr(self, name)
-            amounts[name] = value * getattr(model, name)(dense) if value <= 1 else value
+            is_share = value <= 1 and name not in AMOUNTS
+            amounts[name] = float(value * model.quantity(name, dense)) if is_share else value
         return amounts
 
 
 def exceeded(model: CostModel, widths: ArrayLike, limits: dict[str, float]) -> list[str]:
     """Name the quantities in which these widths ``[G]`` are over their limits."""
-    return [name for name, limit in limits.items() if getattr(model, name)(widths) > limit]
+    return [name for name, limit in limits.items() if model.quantity(name, widths) > limit]

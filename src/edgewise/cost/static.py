@@ -9,7 +9,7 @@ MACs are multiply-accumulates of convolutions and matrix products. Torch's flop 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 
@@ -21,6 +21,7 @@ from edgewise.graph.groups import Graph
 from edgewise.graph.trace import Extent
 
 Floats = NDArray[np.float64]
+QUANTITIES = ("params", "weight_bytes", "macs", "peak_activation_bytes", "activation_bytes")
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ class Terms:
     lengths: Floats  # [F, n, G + 1]
 
     def __call__(self, widths: Floats) -> Floats:
-        """Evaluate every term ``[n]`` for widths ``[G + 1]``, the last of which is 1."""
-        value: Floats = self.constant * np.prod(self.lengths @ widths, axis=0)
+        """Evaluate every term ``[..., n]`` for widths ``[..., G + 1]``, the last of which is 1."""
+        lengths = np.tensordot(widths, self.lengths, axes=(-1, 2))  # [..., F, n]
+        value: Floats = self.constant * np.prod(lengths, axis=-2)
         return value
 
 
@@ -80,6 +82,7 @@ class CostModel:
 
     Args:
         graph: the traced network. Its dense widths are `graph.sizes`.
+        foretold: further quantities by name, functions of widths ``[G]`` or ``[n, G]`` such as a `LatencyModel`.
 
     >>> import torch
     >>> from edgewise.graph import trace
@@ -89,8 +92,10 @@ class CostModel:
     (3968, 1984, 124)
     """
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(
+        self, graph: Graph, foretold: Mapping[str, Callable[[ArrayLike], float | Floats]] | None = None
+    ) -> None:
+        self.graph, self.foretold = graph, dict(foretold or {})
         sizes = np.append(graph.sizes, 1).astype(np.float64)
         self._per_width = 1.0 / sizes
         self._lengths: dict[int, Floats] = {}
@@ -101,26 +106,47 @@ class CostModel:
         self._buffers = self._terms([[extent] for extent in tracer.buffers])
         self._alive, self._outputs = _lifetimes(graph)
         self._element_bytes = np.array(tracer.element_bytes, np.float64)
+        self._quantities: dict[str, Callable[[Floats], Floats]] = {
+            "params": lambda extended: self._params(extended).sum(axis=-1),
+            "weight_bytes": lambda extended: self._params(extended) @ self._bytes,
+            "macs": lambda extended: self._macs(extended).sum(axis=-1),
+            "peak_activation_bytes": lambda extended: (self._buffer_bytes(extended) @ self._alive.T).max(axis=-1),
+            "activation_bytes": lambda extended: self._buffer_bytes(extended) @ self._outputs,
+        }
+
+    def quantity(self, name: str, widths: ArrayLike) -> Floats:
+        """Return what candidates cost: one of `QUANTITIES` or of `foretold`, at batch 1.
+
+        Args:
+            name: which quantity; bytes, seconds or a count.
+            widths: ``[G]``, or several candidates' ``[n, G]``.
+
+        Returns:
+            A number ``[]``, or one for each candidate ``[n]``; whole but for what is foretold.
+        """
+        if name in self.foretold:
+            return np.asarray(self.foretold[name](widths), np.float64)
+        return np.rint(self._quantities[name](self.extended(widths)))
 
     def params(self, widths: ArrayLike) -> int:
         """Count the stored elements at these widths ``[G]``."""
-        return round(float(self._params(self._extended(widths)).sum()))
+        return round(float(self.quantity("params", widths)))
 
     def weight_bytes(self, widths: ArrayLike) -> int:
         """Count the bytes of the parameters at these widths ``[G]``."""
-        return round(float(self._params(self._extended(widths)) @ self._bytes))
+        return round(float(self.quantity("weight_bytes", widths)))
 
     def macs(self, widths: ArrayLike) -> int:
         """Count the multiply-accumulates of one image at these widths ``[G]``."""
-        return round(float(self._macs(self._extended(widths)).sum()))
+        return round(float(self.quantity("macs", widths)))
 
     def peak_activation_bytes(self, widths: ArrayLike) -> int:
         """Return the largest sum of live activations at these widths ``[G]``, at batch 1."""
-        return round(float((self._alive @ self._buffer_bytes(widths)).max(initial=0.0)))
+        return round(float(self.quantity("peak_activation_bytes", widths)))
 
     def activation_bytes(self, widths: ArrayLike) -> int:
         """Return the sum of all operators' outputs at these widths ``[G]``, at batch 1."""
-        return round(float(self._outputs @ self._buffer_bytes(widths)))
+        return round(float(self.quantity("activation_bytes", widths)))
 
     def cost(self, widths: ArrayLike, nonzero: int | None = None) -> Cost:
         """Return all quantities; `nonzero` is `params` unless it was counted."""
@@ -136,11 +162,11 @@ class CostModel:
 
     def layers(self, widths: ArrayLike) -> list[LayerCost]:
         """Return the cost of every layer that has parameters or MACs, in the order they run."""
-        extended = self._extended(widths)
+        extended = self.extended(widths)
         rows: dict[str, dict[str, float]] = {}
         kinds: dict[str, str] = {}
         macs = iter(self._macs(extended))
-        buffers = self._buffer_bytes(widths)
+        buffers = self._buffer_bytes(extended)
         for op in self.graph.ops:
             row = rows.setdefault(op.module, dict.fromkeys(("params", "macs", "weight_bytes", "activation_bytes"), 0.0))
             if op.macs:
@@ -163,15 +189,15 @@ class CostModel:
 
     # -- how lengths follow from widths -----------------------------------------------------------------------------
 
-    def _extended(self, widths: ArrayLike) -> Floats:
-        """Append the constant 1 to widths ``[G]``."""
+    def extended(self, widths: ArrayLike) -> Floats:
+        """Append the constant 1 to widths ``[..., G]``."""
         given = np.asarray(widths, np.float64)
-        if given.shape != (expected := (len(self._per_width) - 1,)):
-            raise ValueError(f"widths of shape {given.shape}: one for each of the {expected[0]} groups")
-        return np.append(given, 1.0)
+        if given.ndim == 0 or given.shape[-1] != (groups := len(self._per_width) - 1):
+            raise ValueError(f"widths of shape {given.shape}: one for each of the {groups} groups")
+        return np.concatenate([given, np.ones((*given.shape[:-1], 1))], axis=-1)
 
-    def _buffer_bytes(self, widths: ArrayLike) -> Floats:
-        return self._buffers(self._extended(widths)) * self._element_bytes
+    def _buffer_bytes(self, extended: Floats) -> Floats:
+        return self._buffers(extended) * self._element_bytes
 
     def _parameters(self) -> list[Tensor]:
         named = dict(self.graph.model.named_parameters())
@@ -186,7 +212,7 @@ class CostModel:
             for extent in product:
                 free = list(extent.shape)
                 for ids in extent.ids:
-                    lengths.append(self._length(ids))
+                    lengths.append(self.length(ids))
                     for d in range(-ids.ndim, 0):
                         if ids.shape[d] > 1:
                             free[d] = 1
@@ -200,7 +226,7 @@ class CostModel:
         shape = (depth, len(factors), len(one))
         return Terms(np.array(constants), np.array(stacked, np.float64).reshape(shape))
 
-    def _length(self, ids: NDArray[np.int64]) -> Floats:
+    def length(self, ids: NDArray[np.int64]) -> Floats:
         """Return how many of these atoms live, as a linear function of the widths ``[G + 1]``."""
         if id(ids) not in self._lengths:  # most operators pass the very array on; the trace keeps it alive
             counts = np.bincount(self.graph.group_of[ids.reshape(-1)], minlength=len(self._per_width))

@@ -1,8 +1,9 @@
 """The fresh process that runs artifacts: ``python -m edgewise.devices.worker``, one JSON request in, JSON lines out.
 
-A request says what is wanted: "latency", the seconds of many runs of all artifacts in turn, or "memory", the bytes
-that loading and running one of them takes. Lines out are ``{"passed_s": ...}`` now and then, and at the end
-``{"answer": ...}`` or ``{"error": class, "message": ...}``. It imports no torch, so that little else is in its memory.
+A request says what is wanted: "latency", the seconds of many runs of all artifacts in turn, "memory", the bytes that
+loading and running one of them takes, or "layers", the seconds of single layers.
+Lines out are ``{"passed_s": ...}`` now and then, and at the end ``{"answer": ...}`` or ``{"error": class,
+"message": ...}``. It imports no torch, so that little else is in its memory.
 """
 
 from __future__ import annotations
@@ -158,7 +159,18 @@ def memory(request: Mapping[str, Any], say: Callable[[dict[str, Any]], None]) ->
     return {"resident_bytes": peak_resident_bytes() - before}
 
 
-TASKS = {"latency": latency, "memory": memory}
+def layers(request: Mapping[str, Any], say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Time layers on their own, file by file."""
+    from edgewise.devices.layers import time_layers
+
+    try:
+        found = [time_layers(file, request["precision"], request["threads"]) for file in request["files"]]
+    except Exception as error:  # ONNX Runtime's classes have only Exception in common
+        raise MeasurementFailed(f"ONNX Runtime cannot run a layer on its own: {one_line(error)}") from error
+    return {"seconds": found}
+
+
+TASKS = {"latency": latency, "memory": memory, "layers": layers}
 
 
 def main() -> None:

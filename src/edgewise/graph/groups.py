@@ -120,7 +120,7 @@ class Graph:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """The parameters and buffers that no operator read; they stay as they are."""
+        """The parameters that no operator read, by name; they stay as they are."""
         return self.tracer.unused
 
     @cached_property

@@ -62,6 +62,30 @@ class Dimension:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A convolution or matrix product as a runtime sees it: what decides its time, its channels as atoms.
+
+    Args:
+        kind: "convolution", "transposed", or "linear" (a product with a stored matrix).
+        size: the input's spatial shape; for a product, how many rows it has.
+        kernel: the filter's spatial shape, empty for a product; so are the next three.
+        groups: 1, the number of groups, or 0 for a depthwise convolution: as many as it has channels.
+        reads: ``[C]``, the atoms of the input's channels.
+        makes: ``[C]``, the atoms of the output's.
+    """
+
+    kind: str
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    reads: Atoms
+    makes: Atoms
+
+
+@dataclass(frozen=True)
 class Op:
     """One operator as it ran: its name, the module it belongs to, the buffers it read and wrote."""
 
@@ -71,6 +95,7 @@ class Op:
     writes: tuple[int, ...]
     overwrites: bool  # may an inference runtime compute it in place of an operand?
     macs: tuple[Extent, ...] = ()  # multiply-accumulates, as the product of these extents
+    layer: Layer | None = None
 
 
 @dataclass
@@ -113,12 +138,13 @@ class Tracer:
     element_bytes: list[int] = field(default_factory=list)  # of each buffer
     parameters: dict[str, Extent] = field(default_factory=dict)
     first_use: dict[str, int] = field(default_factory=dict)  # the step at which a parameter or buffer is first read
-    unused: tuple[str, ...] = ()  # parameters and buffers that no operator read
+    unused: tuple[str, ...] = ()  # parameters that no operator read
     ops: list[Op] = field(default_factory=list)
     programme: Programme = field(default_factory=list)
     atoms: int = 1  # the next atom; 0 is FROZEN
     stack: list[tuple[str, nn.Module]] = field(default_factory=list)
-    macs: tuple[Extent, ...] = ()
+    macs: tuple[Extent, ...] = ()  # of the operator at hand, set by its rule; so is its layer
+    layer: Layer | None = None
     constant: bool = False  # the operator at hand computes with parameters and buffers alone
 
     # -- identities -------------------------------------------------------------------------------------------
@@ -210,7 +236,7 @@ class Tracer:
 
     def record(self, call: Call, rule: Rule) -> None:
         """Apply an operator's rule to the identities and enter the operator."""
-        self.macs = ()
+        self.macs, self.layer = (), None
         operands = [value for t in _tensors((call.args, call.kwargs)) if (value := self.values.get(id(t)))]
         results = [call.out] if isinstance(call.out, Tensor) else list(_tensors(call.out))
         for value in operands:
@@ -232,7 +258,7 @@ class Tracer:
             self.values[id(tensor)] = Value(tensor, ids, buffer, zero)
         enter_step(self.programme, call, rule)
         if not self.constant:
-            self.ops.append(Op(call.op, self.module[0], reads, tuple(writes), rule.overwrites, self.macs))
+            self.ops.append(Op(call.op, self.module[0], reads, tuple(writes), rule.overwrites, self.macs, self.layer))
         self.constant = False
 
     def new_buffer(self, tensor: Tensor, ids: Ids) -> int:
@@ -353,9 +379,10 @@ def run(model: nn.Module, example: Tensor, rules: dict[str, Rule]) -> Tracer:
         tracer.ops.append(Op("output", "", (last.buffer,), (), False))
     uses = {name: tracer.values[id(tensor)].first_use for name, tensor in stored.items()}
     tracer.first_use = {name: use for name, use in uses.items() if use is not None}
-    tracer.unused = tuple(name for name, use in uses.items() if use is None)
-    for name in tracer.unused:  # what never ran (an auxiliary head) cannot be known to be free
+    never = [name for name, use in uses.items() if use is None]
+    for name in never:  # what never ran (an auxiliary head) cannot be known to be free
         tracer.freeze(*tracer.ids(stored[name]))
+    tracer.unused = tuple(name for name in never if name in tracer.parameters)
     return tracer
 
 

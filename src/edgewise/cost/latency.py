@@ -1,0 +1,177 @@
+"""How long a network takes on a runtime, foretold for any widths from a table of layers measured one by one.
+
+A convolution's or a product's time depends on its input and output channels in steps that no formula knows, so it is
+looked up, between measured widths in straight lines. What lies between the layers (additions, pooling, the runtime's
+own time) is found by fitting whole networks that were measured.
+
+Reference: the latency table is that of Shen et al., Structural Pruning via Latency-Saliency Knapsack (HALP), NeurIPS
+2022, arXiv 2210.06659.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from edgewise.cost.static import CostModel
+from edgewise.graph.groups import Graph
+from edgewise.graph.trace import Atoms, Layer
+
+Floats = NDArray[np.float64]
+FINEST = 8  # channels; runtimes' kernels work in blocks of at least this many
+HELD = 1e-3  # weight of the factors' distance from 1, 0, 0 beside that of one measured network's relative error
+LEAST = 0.25  # of the layers' own seconds: no correction goes below
+SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)  # of a wide layer's channels, measured beside the narrowest
+
+
+@dataclass(frozen=True, order=True)
+class LayerShape:
+    """A layer to be measured; what its fields mean is said of `edgewise.graph.trace.Layer`."""
+
+    kind: str
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    inputs: int
+    outputs: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates, roughly: strides are counted, padding is not."""
+        places = np.prod(self.size) / np.prod(self.stride) if self.kind == "convolution" else np.prod(self.size)
+        return int(places * np.prod(self.kernel) * self.inputs * self.outputs / (self.groups or self.inputs))
+
+
+def shape_of(layer: Layer, inputs: int, outputs: int) -> LayerShape:
+    """Return a traced layer's shape at some widths."""
+    place = (layer.size, layer.kernel, layer.stride, layer.padding, layer.dilation)
+    return LayerShape(layer.kind, *place, layer.groups, inputs, outputs)
+
+
+def shapes_of(graph: Graph) -> set[LayerShape]:
+    """Return the layers that should be measured to foretell a network's latency at any aligned widths."""
+    return {shape_of(layer, i, o) for layer in _layers(graph) for i, o in _grid(graph, layer)}
+
+
+def measured_widths(size: int) -> list[int]:
+    """Return the widths at which a dimension of up to `size` channels is measured: multiples of 8, and `size`.
+
+    >>> measured_widths(20), measured_widths(512)
+    ([8, 16, 20], [8, 16, 64, 128, 192, 256, 320, 384, 448, 512])
+    """
+    multiples = list(range(FINEST, size, FINEST))
+    if len(multiples) > len(SHARES) + 2:
+        multiples = [FINEST, 2 * FINEST, *(round(share * size / FINEST) * FINEST for share in SHARES)]
+    return sorted({*multiples, size})
+
+
+class LatencyModel:
+    """Foretells a network's latency from how many channels each group keeps.
+
+    Args:
+        cost: the network's cost model.
+        table: seconds of each of `shapes_of(graph)`.
+        measured: whole networks that were measured: the widths ``[G]`` of each, and its seconds.
+
+    Raises:
+        KeyError: the table lacks a layer.
+    """
+
+    def __init__(
+        self, cost: CostModel, table: Mapping[LayerShape, float], measured: Sequence[tuple[ArrayLike, float]] = ()
+    ) -> None:
+        self.cost, self.table, self.measured = cost, table, tuple(measured)
+        graph = cost.graph
+        self._lookups = [_Lookup(cost, graph, layer, table) for layer in _layers(graph)]
+        self._factors = np.array([1.0, 0.0, 0.0])  # of the layers' seconds, of the other bytes, of 1
+        if measured:
+            rows = np.array([self._features(widths) for widths, _ in measured])
+            self._factors = _fit(rows, np.array([seconds for _, seconds in measured]))
+
+    def __call__(self, widths: ArrayLike) -> float | Floats:
+        """Return the seconds at widths ``[G]``, or of each candidate at ``[n, G]``."""
+        features = self._features(widths)
+        found: Floats = np.maximum(features @ self._factors, LEAST * features[..., 0])
+        return float(found) if np.ndim(widths) == 1 else found
+
+    def corrected(self, widths: ArrayLike, seconds: float) -> LatencyModel:
+        """Return a model that knows one more measured network."""
+        return LatencyModel(self.cost, self.table, (*self.measured, (widths, seconds)))
+
+    def _features(self, widths: ArrayLike) -> Floats:
+        """Return ``[..., 3]``: the layers' seconds, the bytes that operators write, and 1."""
+        extended = self.cost.extended(widths)
+        layers = sum((lookup(extended) for lookup in self._lookups), np.zeros(extended.shape[:-1]))
+        written = self.cost.quantity("activation_bytes", widths)
+        return np.stack(np.broadcast_arrays(layers, written, 1.0), axis=-1)
+
+
+class _Lookup:
+    """The seconds of one layer by its input and output channels."""
+
+    def __init__(self, cost: CostModel, graph: Graph, layer: Layer, table: Mapping[LayerShape, float]) -> None:
+        pairs = _grid(graph, layer)
+        self.inputs, self.outputs = cost.length(layer.reads), cost.length(layer.makes)
+        self.rows, self.columns = (np.array(sorted(set(side)), np.float64) for side in zip(*pairs, strict=True))
+        if layer.groups == 0:
+            self.columns = self.columns[-1:]
+            self.seconds = np.array([[table[shape_of(layer, i, i)]] for i, _ in pairs])
+        else:
+            self.seconds = np.array([[table[shape_of(layer, int(i), int(o))] for o in self.columns] for i in self.rows])
+
+    def __call__(self, extended: Floats) -> Floats:
+        """Return the seconds at widths ``[..., G + 1]``."""
+        row, column = _place(self.rows, extended @ self.inputs), _place(self.columns, extended @ self.outputs)
+        found: Floats = np.zeros(extended.shape[:-1])
+        for i, a in row:
+            for j, b in column:
+                found = found + a * b * self.seconds[i, j]
+        return found
+
+
+def _place(points: Floats, values: Floats) -> list[tuple[NDArray[np.int64], Floats]]:
+    """Return two neighbouring points and their shares for each value; beyond the ends, the end."""
+    if len(points) == 1:
+        return [(np.zeros(values.shape, np.int64), np.ones(values.shape))]
+    low = np.clip(np.searchsorted(points, values, side="right") - 1, 0, len(points) - 2)
+    share = np.clip((values - points[low]) / (points[low + 1] - points[low]), 0.0, 1.0)
+    return [(low, 1.0 - share), (low + 1, share)]
+
+
+def _layers(graph: Graph) -> Iterable[Layer]:
+    return [op.layer for op in graph.ops if op.layer is not None]
+
+
+def _grid(graph: Graph, layer: Layer) -> list[tuple[int, int]]:
+    """Return the input and output channels at which a layer is measured."""
+    inputs, outputs = (_widths(graph, atoms) for atoms in (layer.reads, layer.makes))
+    if layer.groups == 0:
+        return [(width, width) for width in inputs]
+    if layer.groups > 1:  # every group has a whole number of channels
+        inputs, outputs = ([w for w in side if w % layer.groups == 0] for side in (inputs, outputs))
+    return [(i, o) for i in inputs for o in outputs]
+
+
+def _widths(graph: Graph, atoms: Atoms) -> list[int]:
+    """Return the widths to measure of a dimension; one that no group owns a part of has its size alone."""
+    prunable = (graph.group_of[atoms] < len(graph.groups)).any()
+    return measured_widths(len(atoms)) if prunable else [len(atoms)]
+
+
+def _fit(features: Floats, seconds: Floats) -> Floats:
+    """Find factors of the features by least squares of relative errors, held near 1, 0, 0 where little was measured.
+
+    The last may be negative: a kernel that is profiled takes a little longer than one that is not.
+    """
+    contribution = features.mean(axis=0) / seconds.mean()  # so that no feature's unit matters
+    held = np.sqrt(HELD) * np.diag(contribution)
+    rows = np.concatenate([features / seconds[:, None], held])
+    wanted = np.concatenate([np.ones(len(seconds)), held @ np.array([1.0, 0.0, 0.0])])
+    factors: Floats = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+    return factors

@@ -1,0 +1,134 @@
+"""Widths for all groups together under any number of budgets: what a width saves, against what it loses.
+
+Start whole; as long as a limit is exceeded, narrow the group that saves the most of what is still too much for the
+importance it loses, by as many channels as pays best. Then widen again wherever there is room, and try to exchange:
+narrow one group to widen others. Every candidate's cost is exact, or a latency as foretold; nothing is rounded after.
+
+Reference: Shen et al., Structural Pruning via Latency-Saliency Knapsack (HALP), NeurIPS 2022, arXiv 2210.06659, whose
+items are channels of one layer; here a candidate is a whole network, since layers share widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.cost.static import CostModel
+
+Widths = NDArray[np.int64]
+Floats = NDArray[np.float64]
+STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # levels that a group may go down at once
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a group may keep, and what that is worth.
+
+    Args:
+        group: its index.
+        levels: allowed widths, ascending.
+        value: ``[levels]``, the importance kept at each.
+    """
+
+    group: int
+    levels: Widths
+    value: Floats
+
+
+def knapsack(
+    model: CostModel, choices: Sequence[Choice], limits: Mapping[str, float], *, exchange: bool = True
+) -> Widths | None:
+    """Choose widths ``[G]`` within the limits that keep as much importance as was found; None if none were.
+
+    Args:
+        model: the network's cost model.
+        choices: the groups that may shrink; the others stay whole.
+        limits: upper limits by quantity.
+        exchange: also narrow each group in turn where that lets others widen for more.
+    """
+    search = _Search(model, choices, dict(limits))
+    at = search.narrowed(np.array([len(choice.levels) - 1 for choice in choices], np.int64))
+    if at is None:
+        return None
+    at = search.widened(at)
+    for index in range(len(choices)) if exchange else ():
+        if at[index] > 0:
+            lower = at.copy()
+            lower[index] -= 1
+            other = search.widened(lower, held=index)
+            if search.value(other) > search.value(at) + 1e-9:
+                at = other
+    return search.widths(at)
+
+
+class _Search:
+    """The network's widths as one level for each choice."""
+
+    def __init__(self, model: CostModel, choices: Sequence[Choice], limits: dict[str, float]) -> None:
+        self.model, self.choices, self.limits = model, choices, limits
+        self.groups = np.array([choice.group for choice in choices], np.int64)
+        self.top = np.array([len(choice.levels) - 1 for choice in choices], np.int64)
+
+    def widths(self, at: Widths) -> Widths:
+        """Return the widths ``[..., G]`` of levels ``[..., choices]``."""
+        found = np.broadcast_to(self.model.graph.sizes, (*at.shape[:-1], len(self.model.graph.sizes))).copy()
+        for index, choice in enumerate(self.choices):
+            found[..., choice.group] = choice.levels[at[..., index]]
+        return found
+
+    def value(self, at: Widths) -> float:
+        """Return the importance that is kept."""
+        return float(sum(choice.value[level] for choice, level in zip(self.choices, at, strict=True)))
+
+    def costs(self, at: Widths) -> dict[str, Floats]:
+        """Return the limited quantities of candidates ``[n, choices]``, as shares of their limits."""
+        widths = self.widths(at)
+        return {name: self.model.quantity(name, widths) / limit for name, limit in self.limits.items()}
+
+    def narrowed(self, at: Widths) -> Widths | None:
+        """Narrow until every limit holds; None where nothing saves any more."""
+        while True:
+            over = {name: float(cost) - 1.0 for name, cost in self.costs(at).items() if cost > 1.0}
+            if not over:
+                return at
+            moves = self._moves(at, down=True)
+            if not len(moves):
+                return None
+            now, then = self.costs(at), self.costs(moves)
+            saved = sum(np.minimum((now[name] - then[name]) / excess, 1.0) for name, excess in over.items())
+            lost = self.value(at) - np.array([self.value(move) for move in moves])
+            gain = np.asarray(saved) / np.maximum(lost, 1e-12)
+            best = int(np.argmax(np.where(np.asarray(saved) > 0, gain, -np.inf)))
+            if np.asarray(saved)[best] <= 0:
+                return None
+            at = moves[best]
+
+    def widened(self, at: Widths, held: int | None = None) -> Widths:
+        """Widen by one level at a time what keeps the most importance for its cost, while every limit holds."""
+        while True:
+            moves = self._moves(at, down=False, held=held)
+            costs = self.costs(moves) if len(moves) else {}
+            fits = np.all([cost <= 1.0 for cost in costs.values()], axis=0) if len(moves) else np.zeros(0, bool)
+            if not fits.any():
+                return at
+            now = self.costs(at)
+            spent = np.max([costs[name] - now[name] for name in costs], axis=0)
+            won = np.array([self.value(move) for move in moves]) - self.value(at)
+            at = moves[int(np.argmax(np.where(fits, won / np.maximum(spent, 1e-9), -np.inf)))]
+
+    def _moves(self, at: Widths, *, down: bool, held: int | None = None) -> Widths:
+        """Return the levels ``[n, choices]`` that one group's change leads to: some steps down, or one up."""
+        found = []
+        for index in range(len(self.choices)):
+            if index == held:
+                continue
+            for step in STEPS if down else (-1,):
+                level = at[index] - step
+                if 0 <= level <= self.top[index]:
+                    move = at.copy()
+                    move[index] = level
+                    found.append(move)
+        return np.array(found, np.int64).reshape(-1, len(self.choices))
