@@ -10,7 +10,7 @@ from torch import nn
 from edgewise.cost import CostModel
 from edgewise.graph import Graph, trace
 from edgewise.models import build
-from edgewise.prune.knapsack import Choice, knapsack
+from edgewise.prune.knapsack import Choice, search
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 
@@ -42,7 +42,7 @@ def test_it_keeps_nearly_as_much_as_the_best_of_all_choices(seed: int, share: fl
         widths = [choice.levels[level] for choice, level in zip(choices, levels, strict=True)]
         if all(model.quantity(name, widths) <= limit for name, limit in limits.items()):
             best = max(best, sum(choice.value[level] for choice, level in zip(choices, levels, strict=True)))
-    found = knapsack(model, choices, limits)
+    found = search(model, choices, limits)
     assert found is not None
     assert all(model.quantity(name, found) <= limit for name, limit in limits.items())
     value = sum(c.value[list(c.levels).index(w)] for c, w in zip(choices, found, strict=True))
@@ -51,7 +51,7 @@ def test_it_keeps_nearly_as_much_as_the_best_of_all_choices(seed: int, share: fl
 
 def test_nothing_is_found_where_nothing_fits() -> None:
     graph = chain()
-    assert knapsack(CostModel(graph), choices_of(graph, 0), {"macs": 100.0}) is None
+    assert search(CostModel(graph), choices_of(graph, 0), {"macs": 100.0}) is None
 
 
 def test_a_jump_over_a_width_that_saves_nothing_is_made() -> None:
@@ -63,7 +63,7 @@ def test_a_jump_over_a_width_that_saves_nothing_is_made() -> None:
 
     model = CostModel(graph, {"latency_s": slow})
     levels = np.array([4, 8, 12, 16])
-    found = knapsack(model, [Choice(0, levels, levels / 16)], {"latency_s": 1.5})
+    found = search(model, [Choice(0, levels, levels / 16)], {"latency_s": 1.5})
     assert found.tolist() == [8]
 
 
@@ -71,6 +71,6 @@ def test_groups_without_a_choice_stay_whole() -> None:
     graph = trace(build("resnet20", classes=10, size=32), torch.zeros(1, 3, 32, 32))
     model = CostModel(graph)
     levels = np.array([8, 16])
-    found = knapsack(model, [Choice(3, levels, levels / 16)], {"macs": 0.99 * model.macs(graph.sizes)})
+    found = search(model, [Choice(3, levels, levels / 16)], {"macs": 0.99 * model.macs(graph.sizes)})
     changed = np.flatnonzero(found != graph.sizes)
     assert changed.tolist() == [3]

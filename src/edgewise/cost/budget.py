@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from numpy.typing import ArrayLike
@@ -57,6 +58,6 @@ class Budget:
         return amounts
 
 
-def exceeded(model: CostModel, widths: ArrayLike, limits: dict[str, float]) -> list[str]:
+def exceeded(model: CostModel, widths: ArrayLike, limits: Mapping[str, float]) -> list[str]:
     """Name the quantities in which these widths ``[G]`` are over their limits."""
     return [name for name, limit in limits.items() if model.quantity(name, widths) > limit]

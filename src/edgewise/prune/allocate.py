@@ -1,14 +1,15 @@
 """How many channels each group keeps: widths under a budget, aligned to what runtimes like.
 
-An allocation is a family of widths with one knob: turning it down removes channels everywhere. The knob is set by
+Most allocations are a family of widths with one knob: turning it down removes channels everywhere. The knob is set by
 bisection on the cost of the *aligned* widths, so budget and alignment hold together; what alignment left over is then
-given back, channel block by channel block, where it matters most.
+given back, channel block by channel block, where it matters most. "knapsack" chooses each width by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from edgewise.cost.static import CostModel
 from edgewise.errors import BudgetError
 from edgewise.graph.groups import Graph, Group
 from edgewise.graph.trace import Atoms
+from edgewise.prune.knapsack import Choice, search
 
 Normalize = Literal["mean", "none"]
 Widths = NDArray[np.int64]
@@ -119,33 +121,91 @@ def allocate(
     sizes = graph.sizes
     least = sizes.copy()
     least[chosen] = [_least(graph.groups[g], round_to, floor) for g in chosen]
-
-    def widths_at(knob: float) -> Widths:
-        widths = sizes.copy()
-        if chosen:
-            widths[chosen] = align(ALLOCATIONS[allocation](ranked, knob), sizes[chosen], least[chosen], round_to)
-        return widths
-
     if over := exceeded(model, least, limits):
-        name = over[0]
-        possible = getattr(model, name)(least)
-        if not chosen:
-            raise BudgetError(
-                f"{name} cannot go down to {limits[name]:.0f}: none of the network's {len(sizes)} groups of channels "
-                f"can be pruned ({len(allowed)} may shrink, {len(scores)} have scores)"
-            )
         raise BudgetError(
-            f"{name} cannot go down to {limits[name]:.0f}: the least possible is {possible} "
-            f"({possible / max(1, getattr(model, name)(sizes)):.3f} of the dense network's) with every group at its "
-            f"floor (round_to = {round_to}, floor = {floor})"
+            _out_of_reach(
+                model, over[0], limits, least, round_to, floor, f"{len(allowed)} may shrink, {len(scores)} have scores"
+            )
         )
-    widths = widths_at(_largest(lambda knob: not exceeded(model, widths_at(knob), limits)))
-    if exceeded(model, widths, limits):  # even the lowest knob is over: some group's aligned width jumps past it
-        widths = least.copy()
-    widths = _give_back(model, widths, dict(zip(chosen, ranked, strict=True)), limits, round_to)
+    problem = Problem(model, dict(zip(chosen, ranked, strict=True)), least, limits, round_to)
+    widths = ALLOCATIONS[allocation](problem)
     return {
         graph.groups[g].name: top(scores[graph.groups[g].name], int(widths[g])) for g in chosen if widths[g] < sizes[g]
     }
+
+
+def _shown(amount: float) -> str:
+    """Write a count or bytes whole, and seconds with four digits."""
+    return f"{amount:.0f}" if amount >= 100 else f"{amount:.4g}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an allocation solves.
+
+    Args:
+        model: what widths cost.
+        groups: those that may shrink, by their index.
+        least: ``[G]``, the least width of each group; its size where it may not shrink.
+        limits: upper limits by quantity; the least widths hold them.
+        round_to: widths are multiples of this, or the group's full width.
+    """
+
+    model: CostModel
+    groups: Mapping[int, Ranked]
+    least: Widths
+    limits: Mapping[str, float]
+    round_to: int
+
+
+def by_knob(family: Callable[[Sequence[Ranked], float], Floats]) -> Callable[[Problem], Widths]:
+    """Make an allocation of a family of widths with one knob: as far up as fits, then widened where there is room."""
+
+    @wraps(family)
+    def allocation(problem: Problem) -> Widths:
+        model, chosen, sizes = problem.model, list(problem.groups), problem.model.graph.sizes
+
+        def widths_at(knob: float) -> Widths:
+            widths = sizes.copy()
+            if chosen:
+                wanted = family(list(problem.groups.values()), knob)
+                widths[chosen] = align(wanted, sizes[chosen], problem.least[chosen], problem.round_to)
+            return widths
+
+        widths = widths_at(_largest(lambda knob: not exceeded(model, widths_at(knob), problem.limits)))
+        if exceeded(model, widths, problem.limits):  # even the lowest knob is over: some aligned width jumps past it
+            widths = problem.least.copy()
+        return _give_back(problem, widths)
+
+    return allocation
+
+
+def knapsack(problem: Problem) -> Widths:
+    """Weigh what every width of every group saves against the importance it loses.
+
+    Reference: Shen et al., Structural Pruning via Latency-Saliency Knapsack (HALP), NeurIPS 2022, arXiv 2210.06659.
+    """
+    choices = [_choice(g, group, int(problem.least[g]), problem.round_to) for g, group in problem.groups.items()]
+    found = search(problem.model, choices, problem.limits)
+    return problem.least.copy() if found is None else found
+
+
+def _out_of_reach(
+    model: CostModel, name: str, limits: Mapping[str, float], least: Widths, round_to: int, floor: float, allowed: str
+) -> str:
+    """Say that a limit cannot be held, and what the least possible is."""
+    sizes, limit = model.graph.sizes, limits[name]
+    if (least == sizes).all():
+        return (
+            f"{name} cannot go down to {_shown(limit)}: none of the network's {len(sizes)} groups of channels can be "
+            f"pruned ({allowed})"
+        )
+    possible = float(model.quantity(name, least))
+    return (
+        f"{name} cannot go down to {_shown(limit)}: the least possible is {_shown(possible)} "
+        f"({possible / max(1e-30, float(model.quantity(name, sizes))):.3f} of the dense network's) with every group at "
+        f"its floor (round_to = {round_to}, floor = {floor})"
+    )
 
 
 def align(widths: NDArray[np.float64], sizes: Widths, least: Widths, round_to: int) -> Widths:
@@ -183,6 +243,13 @@ def _relative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return scores / mean if mean > 0 else np.ones_like(scores)
 
 
+def _choice(index: int, group: Ranked, least: int, round_to: int) -> Choice:
+    """Return the widths a group may have: multiples of `round_to` from its least one on, and its whole size."""
+    size = len(group.scores)
+    levels = np.array(sorted({*range(least, size, round_to), size}), np.int64)
+    return Choice(index, levels, np.concatenate([[0.0], np.cumsum(group.scores)])[levels])
+
+
 def _least(group: Group, round_to: int, floor: float) -> int:
     """Return the least width a group may have: its floor, rounded up to a multiple; none where others lie beside."""
     wanted = max(0 if group.beside_others else 1, int(np.ceil(floor * group.size)))
@@ -200,14 +267,12 @@ def _largest(fits: Callable[[float], bool]) -> float:
     return low
 
 
-def _give_back(
-    model: CostModel, widths: Widths, ranked: dict[int, Ranked], limits: dict[str, float], round_to: int
-) -> Widths:
+def _give_back(problem: Problem, widths: Widths) -> Widths:
     """Widen groups by one block at a time while the budget holds.
 
     The most important block comes first; of equal ones, that of the group that lost the largest share.
     """
-    sizes = model.graph.sizes
+    sizes, ranked, round_to = problem.model.graph.sizes, problem.groups, problem.round_to
     open_groups = {g for g in ranked if widths[g] < sizes[g]}
     while open_groups:
         best = max(
@@ -216,7 +281,7 @@ def _give_back(
         )
         wider = widths.copy()
         wider[best] = min(sizes[best], (widths[best] // round_to + 1) * round_to)
-        if exceeded(model, wider, limits):
+        if exceeded(problem.model, wider, problem.limits):
             open_groups.discard(best)
             continue
         widths = wider
@@ -225,8 +290,9 @@ def _give_back(
     return widths
 
 
-ALLOCATIONS: dict[str, Callable[[Sequence[Ranked], float], Floats]] = {
-    "uniform": uniform,
-    "global": global_ranking,
-    "isomorphic": isomorphic,
+ALLOCATIONS: dict[str, Callable[[Problem], Widths]] = {
+    "uniform": by_knob(uniform),
+    "global": by_knob(global_ranking),
+    "isomorphic": by_knob(isomorphic),
+    "knapsack": knapsack,
 }

@@ -38,7 +38,7 @@ class Choice:
     value: Floats
 
 
-def knapsack(
+def search(
     model: CostModel, choices: Sequence[Choice], limits: Mapping[str, float], *, exchange: bool = True
 ) -> Widths | None:
     """Choose widths ``[G]`` within the limits that keep as much importance as was found; None if none were.

@@ -39,7 +39,7 @@ class Prune:
     importance: Literal["l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "random"] = "l2"
     reduce: Literal["mean", "max", "first"] = "mean"
     normalize: Literal["mean", "none"] = "mean"
-    allocate: Literal["uniform", "global", "isomorphic"] = "global"
+    allocate: Literal["uniform", "global", "isomorphic", "knapsack"] = "global"
     keep_macs: float | None = None
     keep_params: float | None = None
     round_to: int = 8
