@@ -71,10 +71,9 @@ def _steps(graph: Graph, keep: Keep) -> int:
     ran: Programme = []
     whole = graph.tracer.programme
     listen = Operators(RULES, partial(enter_step, ran), lambda: "a shrunk network")
-    small, x = shrunk_shapes(graph, keep), torch.empty_like(graph.example)
-    for parameter in small.parameters():  # as in the trace: torch takes a product apart by it
-        parameter.requires_grad_(parameter.is_floating_point())
-    with suppress(Exception), torch.inference_mode(False), torch.no_grad(), evaluating(small), listen:
+    x = torch.empty_like(graph.example)
+    lent = shrunk_shapes(graph, keep)
+    with torch.inference_mode(False), torch.no_grad(), lent as small, evaluating(small), suppress(Exception), listen:
         small(x)
         if ran == whole:
             return len(whole)

@@ -514,6 +514,30 @@ def pad(t: Tracer, call: Call) -> list[Ids]:
     return [ids]
 
 
+# -- results on the meta device, where torch would compute their shapes in Python ------------------------------------
+
+
+def like_first(x: Tensor, *_: object, **__: object) -> Tensor:
+    """Make a tensor like the first operand."""
+    return torch.empty_like(x)
+
+
+def normalized(x: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor, Tensor]:
+    """Make a normalisation's results: one like its operand, and statistics that nothing reads."""
+    return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
+
+
+def reduced(x: Tensor, dim: Sequence[int] | None = None, keepdim: bool = False, **_: object) -> Tensor:
+    """Make the result of a reduction over some dimensions, or over all.
+
+    >>> reduced(torch.zeros(2, 3, 4), [-1, 0]).shape, reduced(torch.zeros(2, 3), None).shape
+    (torch.Size([3]), torch.Size([]))
+    """
+    over = {d % x.dim() for d in dim or range(x.dim())}
+    sizes = [1 if d in over else size for d, size in enumerate(x.shape)]
+    return x.new_empty(sizes if keepdim else [size for d, size in enumerate(sizes) if d not in over])
+
+
 # -- the table ------------------------------------------------------------------------------------------------------
 
 
@@ -525,18 +549,18 @@ RULES: dict[str, Rule] = {
     **_table(Rule(convolution), "convolution"),
     **_table(Rule(matmul), "mm addmm bmm baddbmm"),
     **_table(
-        Rule(batch_norm, overwrites=True, like=3, zero="never"),
+        Rule(batch_norm, overwrites=True, make=normalized, zero="never"),
         "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training",
     ),
-    **_table(Rule(layer_norm, overwrites=True, like=3, zero="never"), "native_layer_norm"),
-    **_table(Rule(group_norm, overwrites=True, like=3, zero="never"), "native_group_norm"),
+    **_table(Rule(layer_norm, overwrites=True, make=normalized, zero="never"), "native_layer_norm"),
+    **_table(Rule(group_norm, overwrites=True, make=normalized, zero="never"), "native_group_norm"),
     **_table(
-        Rule(pointwise, overwrites=True, like=1, exact_numbers=True),
+        Rule(pointwise, overwrites=True, make=like_first, exact_numbers=True),
         "neg abs sqrt relu relu_ hardtanh hardtanh_ leaky_relu leaky_relu_ elu elu_ gelu silu silu_ mish mish_ tanh "
         "tanh_ hardswish hardswish_ erf sin",
     ),
     **_table(
-        Rule(pointwise, overwrites=True, like=1, zero="never", exact_numbers=True),
+        Rule(pointwise, overwrites=True, make=like_first, zero="never", exact_numbers=True),
         "exp log rsqrt sigmoid sigmoid_ hardsigmoid hardsigmoid_ softplus cos",
     ),
     **_table(
@@ -548,7 +572,8 @@ RULES: dict[str, Rule] = {
     **_table(
         Rule(pointwise, overwrites=True, zero="never", exact_numbers=True), "rsub pow reciprocal bitwise_not eq gt lt"
     ),
-    **_table(Rule(reduction), "mean sum amax amin var max linalg_vector_norm"),
+    **_table(Rule(reduction, make=reduced), "mean"),
+    **_table(Rule(reduction), "sum amax amin var max linalg_vector_norm"),
     **_table(
         Rule(windows),
         "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d "

@@ -8,7 +8,8 @@ at its full size, exactly what the shrunk one computes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from edgewise.errors import ModelError
 from edgewise.graph.groups import Graph, Group, Member
-from edgewise.graph.trace import Atoms
+from edgewise.graph.trace import Atoms, like_stored, restoring
 
 Keep = Mapping[str, Sequence[int] | Atoms]
 Attributes = dict[str, dict[str, Any]]  # module path -> attribute -> value
@@ -62,11 +63,27 @@ def silence(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     return silent
 
 
-def shrunk_shapes(graph: Graph, keep: Keep) -> nn.Module:
-    """Return the shrunk network on meta tensors: its structure without its numbers."""
+@contextmanager
+def shrunk_shapes(graph: Graph, keep: Keep) -> Iterator[nn.Module]:
+    """Lend the network with its tensors cut, on the meta device: the shrunk network's structure without its numbers."""
     cuts, paddings = _cuts(graph, keep)
-    shapes = {name: _cut(torch.empty_like(t, device="meta"), cuts.get(name, {})) for name, t in _stored(graph.model)}
-    return rebuild(graph.model, shapes, _paddings(graph, paddings))
+    cut: dict[int, Tensor] = {}
+    with restoring(graph.modules):
+        for path, module in graph.modules.items():
+            before = _shapes(module)
+            for own in (module._parameters, module._buffers):
+                for key, tensor in own.items():
+                    if tensor is not None and id(tensor) not in cut:  # else it is shared, and cut under its first name
+                        dims = cuts.get(f"{path}.{key}" if path else key, {})
+                        shape = [len(dims[d]) if d in dims else size for d, size in enumerate(tensor.shape)]
+                        cut[id(tensor)] = like_stored(tensor, shape, own is module._parameters)
+                    if tensor is not None:
+                        own[key] = cut[id(tensor)]  # type: ignore[assignment]
+            if _shapes(module) != before:
+                _mend(module)
+        if paddings:
+            set_attributes(graph.model, _paddings(graph, paddings))
+        yield graph.model
 
 
 def _lost(graph: Graph, keep: Keep) -> list[tuple[Group, Atoms]]:
@@ -150,7 +167,7 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor], paddings: Attribute
 
 
 def _shapes(module: nn.Module) -> list[torch.Size]:
-    return [t.shape for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))]
+    return [t.shape for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
 
 
 def _mend(module: nn.Module) -> None:
@@ -223,7 +240,7 @@ WIDTHS: dict[Any, tuple[str, ...]] = {
 
 def _paddings(graph: Graph, lost: list[tuple[Member, Atoms]]) -> Attributes:
     """Return the attributes of the padding modules that lost channels."""
-    modules = dict(graph.model.named_modules())
+    modules = graph.modules
     found: Attributes = {}
     for member, index in lost:
         old = found.get(member.tensor, {}).get("padding", modules[member.tensor].padding)

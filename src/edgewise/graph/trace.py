@@ -18,8 +18,7 @@ The rules of the operators are in `edgewise.graph.rules`; what they tie is solve
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -276,8 +275,8 @@ class Rule:
         follow: (tracer, call) -> the identity of each result, having tied what the operator ties.
         view: the result shares its operand's memory.
         overwrites: an inference runtime can compute it in place of an operand that is not needed afterwards.
-        like: how many results it has, the first of which has its first operand's shape and type. Torch computes the
-            shapes of these operators in Python, which took most of a trace; an empty tensor serves as well.
+        make: makes the results on the meta device from the operator's arguments. Torch computes some operators' shapes
+            in Python, which took most of a trace; by default it does.
         zero: where the result is 0 when it is computed from weights: where "all" operands are, where one "factor"
             with all of the result's channels is, where the "first" operand is, or "never".
         reads: it looks at its operands' values, not at their shapes alone.
@@ -287,7 +286,7 @@ class Rule:
     follow: Callable[[Tracer, Call], Sequence[Ids]]
     view: bool = False
     overwrites: bool = False
-    like: int = 0
+    make: Callable[..., Any] | None = None
     zero: Literal["all", "factor", "first", "never"] = "all"
     reads: bool = True
     exact_numbers: bool = False
@@ -336,14 +335,10 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rule = self.rules.get(name)
         if rule is None:
             raise UnsupportedOp(f"operator {func} in module {self.where()} has no rule in the channel graph")
-        if not rule.like or not args[0].is_floating_point():
+        if rule.make is None or not args[0].is_floating_point():
             out = func(*args, **kwargs)
-        elif name.endswith("_"):
-            out = args[0]
-        elif rule.like == 1:
-            out = torch.empty_like(args[0])
         else:
-            out = (torch.empty_like(args[0]), *(args[0].new_empty(0) for _ in range(rule.like - 1)))
+            out = args[0] if name.endswith("_") else rule.make(*args, **kwargs)
         self.listen(Call(name, args, kwargs, out), rule)
         return out
 
@@ -361,13 +356,14 @@ def run(model: nn.Module, example: Tensor, rules: dict[str, Rule]) -> Tracer:
         ModelError: the forward raised, or its output is not one tensor.
     """
     tracer = Tracer(model)
-    with torch.inference_mode(False), torch.no_grad(), _restoring(model), evaluating(model), _naming(tracer):
-        stored = _enter_stored(tracer)
+    modules = dict(model.named_modules())
+    with torch.inference_mode(False), torch.no_grad(), restoring(modules), evaluating(model), _naming(tracer, modules):
+        stored = _enter_stored(tracer, modules)
         x = one_image(example)
         tracer.values[id(x)] = Value(x, (), tracer.new_buffer(x, ()))
         try:
             with Operators(rules, tracer.record, tracer.where):
-                out = torch.func.functional_call(model, stored, (x,), tie_weights=False)
+                out = model(x)
         except UnsupportedOp:
             raise
         except Exception as error:
@@ -391,46 +387,55 @@ def one_image(example: Tensor) -> Tensor:
     return torch.empty((1, *example.shape[1:]), dtype=example.dtype, device="meta")
 
 
-def _enter_stored(tracer: Tracer) -> dict[str, Tensor]:
-    """Enter all parameters and buffers and return their meta tensors by name.
+def _enter_stored(tracer: Tracer, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Enter all parameters and buffers, put meta tensors in their place, and return these by name.
 
-    A tensor or module under several names is entered under its first one; a module is swapped in once only, since
-    `functional_call` would otherwise put back the wrong tensor.
+    A shared one is entered under its first name, and stands under each of them.
     """
     stored: dict[str, Tensor] = {}
     aliases: dict[int, Tensor] = {}
-    for path, module in tracer.model.named_modules():
+    for path, module in modules.items():
         for kind, own in (("parameter", module._parameters), ("buffer", module._buffers)):
             for key, tensor in own.items():
                 if tensor is None:
                     continue
                 name = f"{path}.{key}" if path else key
                 if id(tensor) not in aliases:
-                    learned = kind == "parameter" and tensor.is_floating_point()
-                    aliases[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=learned)
+                    aliases[id(tensor)] = like_stored(tensor, tensor.shape, kind == "parameter")
                     tracer.add_stored(name, aliases[id(tensor)], kind)
-                stored[name] = aliases[id(tensor)]
+                own[key] = stored[name] = aliases[id(tensor)]  # type: ignore[assignment]
     return stored
+
+
+def like_stored(tensor: Tensor, shape: Sequence[int], parameter: bool) -> Tensor:
+    """Return a meta tensor in the place of a parameter or buffer; torch takes products with parameters apart by it."""
+    learned = parameter and tensor.is_floating_point()
+    return torch.empty(shape, dtype=tensor.dtype, device="meta", requires_grad=learned)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a network in evaluation mode and give every module its own mode back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    for module in modes:
-        module.training = False
+    modes = [(module, module.training) for module in model.modules()]
+    for module, training in modes:
+        if training:  # to set an attribute of a module takes a while
+            module.training = False
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, training in modes:
+            if module.training != training:
+                module.training = training
 
 
 @contextmanager
-def _restoring(model: nn.Module) -> Iterator[None]:
-    """Give every module its attributes back, and their dicts and lists what they held: a forward may fill caches."""
-    before = [(vars(module), dict(vars(module))) for module in model.modules()]
-    held = [(v, copy.copy(v)) for _, old in before for v in old.values() if isinstance(v, dict | list)]
+def restoring(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Give every module its attributes back, and their dicts and lists what they held.
+
+    Meanwhile tensors and widths can be put in the place of its own, and a forward may fill its caches.
+    """
+    before = [(vars(module), dict(vars(module))) for module in modules.values()]
+    held = [(v, v.copy() if v else None) for _, old in before for v in old.values() if isinstance(v, dict | list)]
     try:
         yield
     finally:
@@ -439,14 +444,16 @@ def _restoring(model: nn.Module) -> Iterator[None]:
                 del attributes[new]
             attributes.update(old)
         for container, content in held:
-            container.clear()
-            container.update(content) if isinstance(container, dict) else container.extend(content)
+            if content or container:
+                container.clear()
+            if content:
+                container.update(content) if isinstance(container, dict) else container.extend(content)
 
 
 @contextmanager
-def _naming(tracer: Tracer) -> Iterator[None]:
+def _naming(tracer: Tracer, modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Let the tracer know which module is running, for names in errors, costs and surgery."""
-    names = {id(module): name for name, module in tracer.model.named_modules()}
+    names = {id(module): name for name, module in modules.items()}
 
     def enter(module: nn.Module, _: Any) -> None:
         tracer.stack.append((names.get(id(module), ""), module))
