@@ -152,7 +152,7 @@ def _check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> Non
     """Refuse now what would fail after hours of training: an operator without a rule, a budget, too many threads."""
     cores = available_cores()
     for index, step in enumerate(recipe.step):
-        if isinstance(step, Measure) and step.threads > cores:
+        if isinstance(step, Measure | Prune) and step.threads > cores:
             raise RecipeError(
                 f"step.{index}.threads = {step.threads}: this machine has {cores} cores to use; give 1 to {cores}"
             )
@@ -161,8 +161,10 @@ def _check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> Non
     if first is not None:
         config = recipe.step[first]
         assert isinstance(config, Prune)
+        if config.keep_macs is None and config.keep_params is None:
+            return  # whether a latency can be reached is found by measuring
         try:  # whether widths fit depends on the network's shape alone, so any scores will do
-            prune(model, example, replace(config, importance="random"))
+            prune(model, example, replace(config, importance="random", keep_latency=None))
         except BudgetError as error:
             raise BudgetError(f"step.{first} (prune): {error}") from error
 

@@ -163,8 +163,14 @@ def _prune(context: Context, place: Place, config: Prune) -> Result:
     seed = mixed_seed(context.recipe.seed, place.index)
     train = context.data.train
     found = gradients(model, context.task, train, images=config.calibration, seed=seed, device=context.device)
-    pruned = prune(model, context.example, config, gradients=found if config.needs_gradients else (), seed=seed)
+    batches = found if config.needs_gradients else ()
+    pruned = prune(model, context.example, config, gradients=batches, seed=seed, progress=context.progress)
     notes = [f'the width of "{name}" is written into the forward, so it stayed' for name in pruned.rigid]
+    if pruned.latency_s is not None:
+        tried = ", ".join(f"{t.measured_s * 1e3:.3f} (foretold {t.foretold_s * 1e3:.3f})" for t in pruned.trials)
+        notes.append(
+            f"{config.precision} latency of at most {pruned.latency_s * 1e3:.3f} ms; measured in turn: {tried}"
+        )
     if pruned.graph.unused:
         notes.append(f"never ran, so stayed: {', '.join(pruned.graph.unused)}")
     if inexact := [name for name in pruned.keep if not pruned.graph.by_name[name].exact]:

@@ -9,12 +9,16 @@ from typing import Literal
 from torch import Tensor, nn
 
 from edgewise.cost.budget import Budget
+from edgewise.cost.latency import FINEST
+from edgewise.cost.static import CostModel
 from edgewise.graph.groups import Graph, trace
 from edgewise.graph.rigid import rigid_groups
 from edgewise.graph.surgery import shrink
 from edgewise.graph.trace import Atoms
+from edgewise.progress import Progress
 from edgewise.prune.allocate import allocate
 from edgewise.prune.importance import IMPORTANCES, score
+from edgewise.prune.latency import CandidateLatency, Trial, within_latency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,10 @@ class Prune:
         allocate: how the budget is shared among the groups.
         keep_macs: the share of the MACs to keep, in (0, 1].
         keep_params: the share of the parameters to keep, in (0, 1].
+        keep_latency: the share of the dense network's latency to keep, in (0, 1], measured on this machine in ONNX
+            Runtime, both as artifacts of `precision`.
+        precision: of what `keep_latency` is measured on.
+        threads: that ONNX Runtime may use for it.
         round_to: widths become multiples of this; 8 or 16 is what the runtimes' kernels are made for.
         floor: the least share of its channels that a group keeps, 0 to 1.
         inexact: also prune groups whose removal changes a normalisation's statistics.
@@ -42,6 +50,9 @@ class Prune:
     allocate: Literal["uniform", "global", "isomorphic", "knapsack"] = "global"
     keep_macs: float | None = None
     keep_params: float | None = None
+    keep_latency: float | None = None
+    precision: Literal["float32", "int8"] = "float32"
+    threads: int = 1
     round_to: int = 8
     floor: float = 0.0
     inexact: bool = False
@@ -49,19 +60,23 @@ class Prune:
     recalibrate: int = 2048
 
     def __post_init__(self) -> None:
-        for name in ("keep_macs", "keep_params"):
+        keeps = ("keep_macs", "keep_params", "keep_latency")
+        for name in keeps:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} = {value}: a share to keep lies in (0, 1]")
-        if self.keep_macs is None and self.keep_params is None:
-            raise ValueError("say how much to keep: keep_macs or keep_params, each in (0, 1]")
+        if all(getattr(self, name) is None for name in keeps):
+            raise ValueError(f"say how much to keep: {', '.join(keeps)}, each in (0, 1]")
+        if self.keep_latency is not None and self.round_to % FINEST:
+            raise ValueError(f"round_to = {self.round_to}: latency is known at multiples of {FINEST} channels")
+        if self.threads < 1:
+            raise ValueError(f"threads = {self.threads}: at least 1")
         if self.round_to < 1:
             raise ValueError(f"round_to = {self.round_to}: a width is a multiple of at least 1")
         if not 0 <= self.floor <= 1:
             raise ValueError(f"floor = {self.floor}: a share of the channels, 0 to 1")
         if self.recalibrate < 0 or self.recalibrate == 1:  # one image has no variance
             raise ValueError(f"recalibrate = {self.recalibrate}: a number of images, 0 or at least 2")
-
         if self.calibration < 1:
             raise ValueError(f"calibration = {self.calibration}: a number of images, 1 or more")
 
@@ -70,10 +85,9 @@ class Prune:
         """Whether `prune` must be given gradients."""
         return IMPORTANCES[self.importance].gradients
 
-    @property
-    def budget(self) -> Budget:
-        """What the pruned network may cost."""
-        return Budget(macs=self.keep_macs, params=self.keep_params)
+    def budget(self, latency_s: float | None = None) -> Budget:
+        """Return what the pruned network may cost; the seconds are those of `keep_latency`."""
+        return Budget(macs=self.keep_macs, params=self.keep_params, latency_s=latency_s)
 
 
 @dataclass(frozen=True)
@@ -85,12 +99,16 @@ class Pruned:
         graph: of the network before.
         keep: the channels that were kept, by group; groups that are not named stayed whole.
         rigid: groups that could not shrink, since their width is written into the forward.
+        latency_s: the limit on the latency, where there is one.
+        trials: what was foretold and measured on the way to it.
     """
 
     model: nn.Module
     graph: Graph
     keep: dict[str, Atoms]
     rigid: tuple[str, ...]
+    latency_s: float | None = None
+    trials: tuple[Trial, ...] = ()
 
 
 def prune(
@@ -100,6 +118,7 @@ def prune(
     *,
     gradients: Iterable[Mapping[str, Tensor]] = (),
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Pruned:
     """Prune a network's channels to a budget; the network is left as it was.
 
@@ -109,26 +128,40 @@ def prune(
         config: what to remove.
         gradients: of the loss by parameter name, one mapping for each batch, where the importance needs them.
         seed: of random criteria.
+        progress: is told (what, done, total) while latencies are measured.
 
     Raises:
         UnsupportedOp: the network has an operator the channel graph cannot follow.
         BudgetError: no allowed widths meet the budget.
+        UserError: more threads than this machine has cores.
     """
     graph = trace(model, example)
     scores = score(graph, config.importance, gradients=gradients, reduce=config.reduce, seed=seed)
     rigid = list(graph.rigid)
-    while True:
-        keep = allocate(
-            graph,
-            scores=scores,
-            budget=config.budget,
-            allocation=config.allocate,
-            normalize=config.normalize,
-            round_to=config.round_to,
-            floor=config.floor,
-            groups=[g.name for g in graph.prunable(inexact=config.inexact) if g.name not in rigid],
-        )
-        stuck = rigid_groups(graph, keep)  # at these widths, where half of each was tried before
-        if not stuck:
-            return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid))
-        rigid += stuck
+
+    def choose(cost_model: CostModel | None, latency_s: float | None) -> dict[str, Atoms]:
+        while True:
+            keep = allocate(
+                graph,
+                scores=scores,
+                budget=config.budget(latency_s),
+                allocation=config.allocate,
+                normalize=config.normalize,
+                round_to=config.round_to,
+                floor=config.floor,
+                groups=[g.name for g in allowed if g.name not in rigid],
+                cost_model=cost_model,
+            )
+            stuck = rigid_groups(graph, keep)  # at these widths, where half of each was tried before
+            if not stuck:
+                return keep
+            rigid.extend(stuck)
+
+    allowed = graph.prunable(inexact=config.inexact)
+    if config.keep_latency is None:
+        keep = choose(None, None)
+        return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid))
+    latency = CandidateLatency(graph, precision=config.precision, threads=config.threads, progress=progress)
+    limit_s = config.keep_latency * latency.dense_s
+    keep, trials = within_latency(latency, limit_s, allowed, choose)
+    return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid), limit_s, tuple(trials))

@@ -1,0 +1,79 @@
+"""Asked for a share of the dense network's latency, what does pruning deliver?
+
+For each network, precision and share: prune to it, then measure the pruned artifact beside the dense one once more, in
+a fresh process, with one thread. "asked" and "got" are shares of the dense latency in the same precision; "first
+foretold" is what the first candidate was foretold to take over what it took. Untrained weights: latency does not depend
+on them. The last line is JSON.
+
+Usage: python benchmarks/latency_budget.py [--models resnet20 ...] [--precisions int8] [--keep 0.5]
+"""
+
+import argparse
+import json
+import platform
+import time
+
+import torch
+
+from edgewise import models
+from edgewise.devices.local import cpu_name
+from edgewise.errors import EdgewiseError
+from edgewise.prune import Prune
+from edgewise.prune.latency import CandidateLatency
+from edgewise.prune.structured import prune
+
+MODELS = ("resnet20", "resnet56", "resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "convnext_atto")
+
+
+def row(name: str, precision: str, share: float) -> dict[str, object]:
+    torch.manual_seed(0)
+    model, example = models.build(name, classes=10, size=32).eval(), torch.zeros(1, 3, 32, 32)
+    config = Prune(keep_latency=share, precision=precision, allocate="knapsack", round_to=8, inexact="convnext" in name)
+    started = time.perf_counter()
+    found = {"model": name, "precision": precision, "asked": share}
+    try:
+        pruned = prune(model, example, config)
+    except EdgewiseError as error:
+        return {**found, "error": str(error), "seconds": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
+    again = CandidateLatency(pruned.graph, precision=precision)
+    (measured,) = again.measure([pruned.keep])
+    last = pruned.trials[-1]
+    return {
+        **found,
+        "got": measured / again.dense_s,
+        "foretold_over_measured": last.foretold_s / last.measured_s,
+        "first_foretold_over_measured": pruned.trials[0].foretold_s / pruned.trials[0].measured_s,
+        "tries": len(pruned.trials),
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--precisions", nargs="+", default=["float32", "int8"])
+    parser.add_argument("--keep", nargs="+", type=float, default=[0.75, 0.5, 0.25])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, {platform.machine()} {cpu_name()}, one thread, batch 1, 32x32", flush=True)
+    print(f"{'network':<15}{'precision':<10}{'asked':>6}{'got':>7}{'first foretold':>16}{'tries':>6}{'s':>6}")
+    rows = []
+    for name in options.models:
+        for precision in options.precisions:
+            for share in options.keep:
+                found = row(name, precision, share)
+                rows.append(found)
+                if "error" in found:
+                    print(f"{name:<15}{precision:<10}{share:>6}  {found['error']}", flush=True)
+                    continue
+                print(
+                    f"{name:<15}{precision:<10}{share:>6}{found['got']:>7.3f}"
+                    f"{found['first_foretold_over_measured']:>16.3f}{found['tries']:>6}{found['seconds']:>6.0f}",
+                    flush=True,
+                )
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
