@@ -121,14 +121,15 @@ def allocate(
     sizes = graph.sizes
     least = sizes.copy()
     least[chosen] = [_least(graph.groups[g], round_to, floor) for g in chosen]
-    if over := exceeded(model, least, limits):
-        raise BudgetError(
-            _out_of_reach(
-                model, over[0], limits, least, round_to, floor, f"{len(allowed)} may shrink, {len(scores)} have scores"
-            )
+    counts = {name: limit for name, limit in limits.items() if name not in model.foretold}
+    widths = least
+    if not exceeded(model, least, counts):  # a latency may be lower at other widths than the least
+        widths = ALLOCATIONS[allocation](
+            Problem(model, dict(zip(chosen, ranked, strict=True)), least, limits, round_to)
         )
-    problem = Problem(model, dict(zip(chosen, ranked, strict=True)), least, limits, round_to)
-    widths = ALLOCATIONS[allocation](problem)
+    if over := exceeded(model, widths, limits):
+        may = f"{len(allowed)} may shrink, {len(scores)} have scores"
+        raise BudgetError(_out_of_reach(model, over[0], limits, widths, round_to, floor, may))
     return {
         graph.groups[g].name: top(scores[graph.groups[g].name], int(widths[g])) for g in chosen if widths[g] < sizes[g]
     }
@@ -186,14 +187,13 @@ def knapsack(problem: Problem) -> Widths:
     Reference: Shen et al., Structural Pruning via Latency-Saliency Knapsack (HALP), NeurIPS 2022, arXiv 2210.06659.
     """
     choices = [_choice(g, group, int(problem.least[g]), problem.round_to) for g, group in problem.groups.items()]
-    found = search(problem.model, choices, problem.limits)
-    return problem.least.copy() if found is None else found
+    return search(problem.model, choices, problem.limits)
 
 
 def _out_of_reach(
     model: CostModel, name: str, limits: Mapping[str, float], least: Widths, round_to: int, floor: float, allowed: str
 ) -> str:
-    """Say that a limit cannot be held, and what the least possible is."""
+    """Say that a limit cannot be held, and what the least is that was found."""
     sizes, limit = model.graph.sizes, limits[name]
     if (least == sizes).all():
         return (
@@ -203,8 +203,8 @@ def _out_of_reach(
     possible = float(model.quantity(name, least))
     return (
         f"{name} cannot go down to {_shown(limit)}: the least possible is {_shown(possible)} "
-        f"({possible / max(1e-30, float(model.quantity(name, sizes))):.3f} of the dense network's) with every group at "
-        f"its floor (round_to = {round_to}, floor = {floor})"
+        f"({possible / max(1e-30, float(model.quantity(name, sizes))):.3f} of the dense network's) "
+        f"with round_to = {round_to} and floor = {floor}"
     )
 
 

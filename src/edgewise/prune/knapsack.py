@@ -40,8 +40,10 @@ class Choice:
 
 def search(
     model: CostModel, choices: Sequence[Choice], limits: Mapping[str, float], *, exchange: bool = True
-) -> Widths | None:
-    """Choose widths ``[G]`` within the limits that keep as much importance as was found; None if none were.
+) -> Widths:
+    """Choose widths ``[G]`` within the limits that keep as much importance as was found.
+
+    Where the limits cannot be held, they are the nearest to them that were found.
 
     Args:
         model: the network's cost model.
@@ -49,19 +51,19 @@ def search(
         limits: upper limits by quantity.
         exchange: also narrow each group in turn where that lets others widen for more.
     """
-    search = _Search(model, choices, dict(limits))
-    at = search.narrowed(np.array([len(choice.levels) - 1 for choice in choices], np.int64))
-    if at is None:
-        return None
-    at = search.widened(at)
+    found = _Search(model, choices, dict(limits))
+    at = found.narrowed(np.array([len(choice.levels) - 1 for choice in choices], np.int64))
+    if not found.fits(at):
+        return found.widths(at)
+    at = found.widened(at)
     for index in range(len(choices)) if exchange else ():
         if at[index] > 0:
             lower = at.copy()
             lower[index] -= 1
-            other = search.widened(lower, held=index)
-            if search.value(other) > search.value(at) + 1e-9:
+            other = found.widened(lower, held=index)
+            if found.value(other) > found.value(at) + 1e-9:
                 at = other
-    return search.widths(at)
+    return found.widths(at)
 
 
 class _Search:
@@ -88,23 +90,28 @@ class _Search:
         widths = self.widths(at)
         return {name: self.model.quantity(name, widths) / limit for name, limit in self.limits.items()}
 
-    def narrowed(self, at: Widths) -> Widths | None:
-        """Narrow until every limit holds; None where nothing saves any more."""
+    def fits(self, at: Widths) -> bool:
+        """Say whether every limit holds."""
+        return all(cost <= 1.0 for cost in self.costs(at).values())
+
+    def narrowed(self, at: Widths) -> Widths:
+        """Narrow until every limit holds; where they never do, return the nearest to them on the way down."""
+        nearest, least_over = at, np.inf
         while True:
-            over = {name: float(cost) - 1.0 for name, cost in self.costs(at).items() if cost > 1.0}
+            now = self.costs(at)
+            over = {name: float(cost) - 1.0 for name, cost in now.items() if cost > 1.0}
             if not over:
                 return at
+            if max(over.values()) < least_over:
+                nearest, least_over = at, max(over.values())
             moves = self._moves(at, down=True)
             if not len(moves):
-                return None
-            now, then = self.costs(at), self.costs(moves)
-            saved = sum(np.minimum((now[name] - then[name]) / excess, 1.0) for name, excess in over.items())
-            lost = self.value(at) - np.array([self.value(move) for move in moves])
-            gain = np.asarray(saved) / np.maximum(lost, 1e-12)
-            best = int(np.argmax(np.where(np.asarray(saved) > 0, gain, -np.inf)))
-            if np.asarray(saved)[best] <= 0:
-                return None
-            at = moves[best]
+                return nearest
+            then = self.costs(moves)
+            saved = np.sum([np.minimum((now[n] - then[n]) / excess, 1.0) for n, excess in over.items()], axis=0)
+            lost = np.maximum(self.value(at) - np.array([self.value(move) for move in moves]), 1e-12)
+            # Where no group alone saves anything (a peak that several hold up), the one that loses least goes down.
+            at = moves[np.argmax(saved / lost) if (saved > 0).any() else np.argmin(lost)]
 
     def widened(self, at: Widths, held: int | None = None) -> Widths:
         """Widen by one level at a time what keeps the most importance for its cost, while every limit holds."""

@@ -29,7 +29,8 @@ from edgewise.quantize import Quantize, quantize_static
 Precision = Literal["float32", "int8"]
 KNOWN_SHARES = (0.75, 0.5, 0.25)  # of every group's channels: networks that are measured before any is chosen
 USED = 0.9  # of the latency that is allowed: less is given back
-MARGIN = 0.985  # of the limit is aimed at: measurements scatter by a percent or two
+AIM = 0.96  # of the limit: what is measured once scatters by a percent or two
+HOLDS = 0.985  # of the limit: so much may be measured, so that the next measurement holds as well
 TRIES = 5
 SECONDS = 1.5  # of measuring, for each candidate
 ROUND_TO = 8
@@ -133,7 +134,7 @@ def within_latency(
         BudgetError: no candidate was measured within the limit.
     """
     latency.measure([_uniform(groups, share) for share in KNOWN_SHARES])
-    aim = MARGIN * limit_s
+    aim = AIM * limit_s
     best: tuple[dict[str, Atoms], float] | None = None
     trials: list[Trial] = []
     for _ in range(TRIES):
@@ -146,11 +147,11 @@ def within_latency(
         foretold = latency.foretold_s(keep)
         (measured,) = latency.measure([keep])
         trials.append(Trial(foretold, measured))
-        if measured <= limit_s and (best is None or measured > best[1]):
+        if measured <= HOLDS * limit_s and (best is None or measured > best[1]):
             best = keep, measured
-        if USED * limit_s <= measured <= limit_s:
+        if USED * limit_s <= measured <= HOLDS * limit_s:
             break
-        aim = MARGIN * limit_s * latency.foretold_s(keep) / measured  # by how much what is foretold is still wrong
+        aim = AIM * limit_s * latency.foretold_s(keep) / measured  # by how much what is foretold is still wrong
     if best is None:
         tried = ", ".join(f"{trial.measured_s * 1e3:.3f}" for trial in trials)
         raise BudgetError(f"latency_s = {limit_s * 1e3:.3f} ms was not reached: {tried} ms were measured")
