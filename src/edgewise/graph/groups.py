@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 
 from edgewise.graph.rules import RULES
 from edgewise.graph.trace import FROZEN, Atoms, Dimension, Op, Tracer, one_image, run
+
+if TYPE_CHECKING:
+    from edgewise.graph.branches import Branch
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,13 @@ class Graph:
         exact = [group for group in self.groups if group.exact and group.name not in rigid]
         more = rigid_groups(self, half(exact)) if len(exact) + len(rigid) < len(self.groups) else ()
         return tuple(group.name for group in self.groups if group.name in (*rigid, *more))
+
+    @cached_property
+    def branches(self) -> dict[str, Branch]:
+        """The groups all of whose channels can go, with what goes with them; found by running the network without."""
+        from edgewise.graph.branches import branches
+
+        return branches(self)
 
     def prunable(self, *, inexact: bool = False) -> tuple[Group, ...]:
         """Return the groups that can shrink: those that are not rigid and exact, or not exact either if asked."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.errors import ModelError
+from edgewise.graph.branches import Constant, Nothing, replace, without
 from edgewise.graph.groups import Graph, Group, Member
 from edgewise.graph.trace import Atoms, like_stored, restoring
 
@@ -32,7 +33,8 @@ def shrink(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     Args:
         model: the network the graph was traced from, or a copy with the same tensors.
         graph: its channel groups.
-        keep: the indices of the channels to keep, by group name; groups that are not named stay whole.
+        keep: the indices of the channels to keep, by group name; groups that are not named stay whole. None of the
+            inner channels of a branch (see `graph.branches`) takes the branch out.
 
     Raises:
         ValueError: a group that does not exist, an index out of range or given twice, nothing kept.
@@ -43,9 +45,20 @@ def shrink(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     >>> shrink(net, graph, {"0": [0, 5]})[2].weight.shape
     torch.Size([4, 2, 1, 1])
     """
-    cuts, paddings = _cuts(graph, keep)
+    gone = {name: graph.branches[name] for name, kept in keep.items() if _goes(graph, name, kept)}
+    emptied = {group for branch in gone.values() for group in branch.groups}
+    cuts, paddings = _cuts(graph, {name: kept for name, kept in keep.items() if name not in emptied})
+    if gone:
+        model = without(model, gone.values())
+        for branch in gone.values():
+            cuts |= {f"{end}.value": cuts.get(f"{layer}.weight", {}) for end, layer in branch.ends.items()}
     tensors = {name: _cut(tensor, cuts.get(name, {})) for name, tensor in _stored(model)}
     return rebuild(model, tensors, _paddings(graph, paddings))
+
+
+def _goes(graph: Graph, name: str, kept: Sequence[int] | Atoms) -> bool:
+    """Say whether a whole branch goes with a group."""
+    return not len(kept) and name in graph.by_name and not graph.by_name[name].beside_others and name in graph.branches
 
 
 def silence(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
@@ -97,8 +110,10 @@ def _lost(graph: Graph, keep: Keep) -> list[tuple[Group, Atoms]]:
         mask = np.ones(group.size, bool)
         if (index.size and (index.min() < 0 or index.max() >= group.size)) or len(np.unique(index)) != index.size:
             raise ValueError(f'group "{name}" keeps {kept!r}: different channels of 0..{group.size - 1}')
-        if not index.size and not group.beside_others:
-            raise ValueError(f'group "{name}" keeps {kept!r}: at least one channel, no others lie beside it')
+        if not index.size and not group.beside_others and name not in graph.branches:
+            raise ValueError(
+                f'group "{name}" keeps {kept!r}: at least one channel, no others lie beside it and no path around it'
+            )
         mask[index] = False
         if mask.any():
             lost.append((group, np.flatnonzero(mask)))
@@ -235,6 +250,8 @@ WIDTHS: dict[Any, tuple[str, ...]] = {
     nn.GroupNorm: ("num_channels", "num_groups"),
     nn.PReLU: ("num_parameters",),
     **dict.fromkeys(PADDINGS, ("padding",)),
+    Nothing: ("replaced",),
+    Constant: ("replaced", "channels", "dim"),
 }
 
 
@@ -292,13 +309,20 @@ def restore(original: nn.Module, attributes: Attributes, tensors: Mapping[str, T
     Raises:
         ModelError: tensors are missing or left over, or the record names a module that does not exist.
     """
+    replaced = {path: values for path, values in attributes.items() if "replaced" in values}
+    if replaced:
+        original = copy.deepcopy(original)
+        for path, values in replaced.items():
+            constant = values["replaced"] == Constant.replaced
+            module = Constant(torch.zeros(values["channels"]), values["dim"]) if constant else Nothing()
+            replace(original, path, module)
     names = {name for name, _ in _stored(original)}
     if missing := sorted(names - set(tensors)):
         raise ModelError(f"the weights lack {len(missing)} tensors of the network, the first {missing[0]!r}")
     if unknown := sorted(set(tensors) - names):
         raise ModelError(f"the weights hold {len(unknown)} tensors the network lacks, the first {unknown[0]!r}")
     small = rebuild(original, tensors)
-    set_attributes(small, attributes)
+    set_attributes(small, {path: values for path, values in attributes.items() if path not in replaced})
     return small
 
 

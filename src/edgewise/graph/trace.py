@@ -137,6 +137,7 @@ class Tracer:
     element_bytes: list[int] = field(default_factory=list)  # of each buffer
     parameters: dict[str, Extent] = field(default_factory=dict)
     first_use: dict[str, int] = field(default_factory=dict)  # the step at which a parameter or buffer is first read
+    output_shape: tuple[int, ...] = ()
     unused: tuple[str, ...] = ()  # parameters that no operator read
     ops: list[Op] = field(default_factory=list)
     programme: Programme = field(default_factory=list)
@@ -370,6 +371,7 @@ def run(model: nn.Module, example: Tensor, rules: dict[str, Rule]) -> Tracer:
             raise ModelError(f"the network's forward raised {one_line(error)}") from error
     if not isinstance(out, Tensor):
         raise ModelError(f"the network must return one tensor, it returned {type(out).__name__}")
+    tracer.output_shape = tuple(out.shape)
     tracer.freeze(*tracer.ids(out))
     if (last := tracer.values.get(id(out))) is not None and last.buffer is not None:
         tracer.ops.append(Op("output", "", (last.buffer,), (), False))
