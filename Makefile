@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-graph clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -26,6 +26,9 @@ test: .venv/.ready
 bench: .venv/.ready
 	$(BIN)/python benchmarks/graph_speed.py
 	$(BIN)/python benchmarks/train_loop.py
+
+bench-graph: .venv/.ready
+	$(BIN)/python benchmarks/graph_zoo.py
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

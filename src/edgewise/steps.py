@@ -171,6 +171,8 @@ def _prune(context: Context, place: Place, config: Prune) -> Result:
         notes.append(
             f"{config.precision} latency of at most {pruned.latency_s * 1e3:.3f} ms; measured in turn: {tried}"
         )
+    if gone := [name for name, kept in pruned.keep.items() if pruned.graph.takes_branch(name, kept)]:
+        notes.append(f"whole branches went, by their inner channels: {', '.join(gone)}")
     if pruned.graph.unused:
         notes.append(f"never ran, so stayed: {', '.join(pruned.graph.unused)}")
     if inexact := [name for name in pruned.keep if not pruned.graph.by_name[name].exact]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from edgewise.cost import Budget, CostModel
 from edgewise.errors import BudgetError
-from edgewise.graph import trace
+from edgewise.graph import shrink, trace
 from edgewise.models import build
 from edgewise.prune import Prune, allocate, prune, score
 from edgewise.prune.latency import CandidateLatency, within_latency
@@ -101,3 +101,33 @@ def test_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precis
 def test_widths_between_the_measured_ones_are_refused() -> None:
     with pytest.raises(ValueError, match="round_to = 4: latency is known at multiples of 8 channels"):
         Prune(keep_latency=0.5, round_to=4)
+
+
+def test_a_whole_branch_goes_where_narrowing_saves_nothing() -> None:
+    """On a machine that charges for operators and not for channels, only depth can be paid with."""
+    torch.manual_seed(0)
+    net = build("resnet20", classes=10, size=32)
+    graph = trace(net, EXAMPLE)
+
+    def per_operator(widths) -> np.ndarray:
+        return (np.asarray(widths) > 0).sum(axis=-1) * 1e-5
+
+    limit = 0.7 * float(per_operator(graph.sizes))
+    keep = allocate(
+        graph,
+        scores=score(graph, "l2"),
+        budget=Budget(latency_s=limit),
+        allocation="knapsack",
+        round_to=8,
+        branches=True,
+        cost_model=CostModel(graph, {"latency_s": per_operator}),
+    )
+    gone = [name for name, kept in keep.items() if graph.takes_branch(name, kept)]
+    assert len(graph.groups) == 12
+    assert [len(kept) for kept in keep.values()] == [0] * 4  # what a shortcut adds can go as well, and costs nothing
+    assert gone
+    small = shrink(net, graph, keep)
+    assert sum(isinstance(module, nn.Conv2d) for module in small.modules()) == 19 - 2 * len(gone)
+    assert small(EXAMPLE).shape == (1, 10)
+    with pytest.raises(BudgetError, match="latency_s cannot go down"):
+        chooser(graph)(CostModel(graph, {"latency_s": per_operator}), limit)

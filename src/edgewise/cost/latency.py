@@ -127,12 +127,13 @@ class _Lookup:
 
     def __call__(self, extended: Floats) -> Floats:
         """Return the seconds at widths ``[..., G + 1]``."""
-        row, column = _place(self.rows, extended @ self.inputs), _place(self.columns, extended @ self.outputs)
+        inputs, outputs = extended @ self.inputs, extended @ self.outputs
+        row, column = _place(self.rows, inputs), _place(self.columns, outputs)
         found: Floats = np.zeros(extended.shape[:-1])
         for i, a in row:
             for j, b in column:
                 found = found + a * b * self.seconds[i, j]
-        return found
+        return np.where((inputs > 0) & (outputs > 0), found, 0.0)  # without channels there is no layer
 
 
 def _place(points: Floats, values: Floats) -> list[tuple[NDArray[np.int64], Floats]]:

@@ -6,7 +6,7 @@ dimensions of the same tensors form a *group*: one width of the network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -146,6 +146,11 @@ class Graph:
         from edgewise.graph.branches import branches
 
         return branches(self)
+
+    def takes_branch(self, name: str, kept: Sequence[int] | Atoms) -> bool:
+        """Say whether a whole branch goes with a group that keeps these channels."""
+        group = self.by_name.get(name)
+        return group is not None and not len(kept) and not group.beside_others and name in self.branches
 
     def prunable(self, *, inexact: bool = False) -> tuple[Group, ...]:
         """Return the groups that can shrink: those that are not rigid and exact, or not exact either if asked."""

@@ -45,7 +45,7 @@ def shrink(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     >>> shrink(net, graph, {"0": [0, 5]})[2].weight.shape
     torch.Size([4, 2, 1, 1])
     """
-    gone = {name: graph.branches[name] for name, kept in keep.items() if _goes(graph, name, kept)}
+    gone = {name: graph.branches[name] for name, kept in keep.items() if graph.takes_branch(name, kept)}
     emptied = {group for branch in gone.values() for group in branch.groups}
     cuts, paddings = _cuts(graph, {name: kept for name, kept in keep.items() if name not in emptied})
     if gone:
@@ -54,11 +54,6 @@ def shrink(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
             cuts |= {f"{end}.value": cuts.get(f"{layer}.weight", {}) for end, layer in branch.ends.items()}
     tensors = {name: _cut(tensor, cuts.get(name, {})) for name, tensor in _stored(model)}
     return rebuild(model, tensors, _paddings(graph, paddings))
-
-
-def _goes(graph: Graph, name: str, kept: Sequence[int] | Atoms) -> bool:
-    """Say whether a whole branch goes with a group."""
-    return not len(kept) and name in graph.by_name and not graph.by_name[name].beside_others and name in graph.branches
 
 
 def silence(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:

@@ -19,6 +19,7 @@ from torch import Tensor
 from edgewise.cost.budget import Budget, exceeded
 from edgewise.cost.static import CostModel
 from edgewise.errors import BudgetError
+from edgewise.graph.branches import Branch
 from edgewise.graph.groups import Graph, Group
 from edgewise.graph.trace import Atoms
 from edgewise.prune.knapsack import Choice, search
@@ -78,6 +79,7 @@ def allocate(
     round_to: int = 1,
     floor: float = 0.0,
     groups: Iterable[str] | None = None,
+    branches: bool = False,
     cost_model: CostModel | None = None,
 ) -> dict[str, Atoms]:
     """Choose which channels to keep so that the network stays within a budget.
@@ -94,10 +96,11 @@ def allocate(
             channels lie beside others (what a padded shortcut adds to a stream), which can all go.
         groups: names of the groups that may shrink; by default `graph.prunable()`, those whose removal is exact and
             whose width the forward does not state.
+        branches: the knapsack may take whole branches out (see `graph.branches`): their width is then 0.
         cost_model: the graph's cost model, where there is one already.
 
     Returns:
-        For each group that shrinks, the indices it keeps, ascending.
+        For each group that shrinks, the indices it keeps, ascending; none for a branch that goes.
 
     Raises:
         ValueError: an unknown allocation, normalisation or group, `round_to` < 1, a floor outside [0, 1].
@@ -124,9 +127,9 @@ def allocate(
     counts = {name: limit for name, limit in limits.items() if name not in model.foretold}
     widths = least
     if not exceeded(model, least, counts):  # a latency may be lower at other widths than the least
-        widths = ALLOCATIONS[allocation](
-            Problem(model, dict(zip(chosen, ranked, strict=True)), least, limits, round_to)
-        )
+        gone = graph.branches if branches and floor == 0 else {}
+        ranking = dict(zip(chosen, ranked, strict=True))
+        widths = ALLOCATIONS[allocation](Problem(model, ranking, least, limits, round_to, gone))
     if over := exceeded(model, widths, limits):
         may = f"{len(allowed)} may shrink, {len(scores)} have scores"
         raise BudgetError(_out_of_reach(model, over[0], limits, widths, round_to, floor, may))
@@ -150,6 +153,7 @@ class Problem:
         least: ``[G]``, the least width of each group; its size where it may not shrink.
         limits: upper limits by quantity; the least widths hold them.
         round_to: widths are multiples of this, or the group's full width.
+        branches: those that may go whole, by the name of the group whose width is then 0.
     """
 
     model: CostModel
@@ -157,6 +161,7 @@ class Problem:
     least: Widths
     limits: Mapping[str, float]
     round_to: int
+    branches: Mapping[str, Branch]
 
 
 def by_knob(family: Callable[[Sequence[Ranked], float], Floats]) -> Callable[[Problem], Widths]:
@@ -186,7 +191,7 @@ def knapsack(problem: Problem) -> Widths:
 
     Reference: Shen et al., Structural Pruning via Latency-Saliency Knapsack (HALP), NeurIPS 2022, arXiv 2210.06659.
     """
-    choices = [_choice(g, group, int(problem.least[g]), problem.round_to) for g, group in problem.groups.items()]
+    choices = [_choice(problem, g) for g in problem.groups]
     return search(problem.model, choices, problem.limits)
 
 
@@ -243,11 +248,17 @@ def _relative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return scores / mean if mean > 0 else np.ones_like(scores)
 
 
-def _choice(index: int, group: Ranked, least: int, round_to: int) -> Choice:
-    """Return the widths a group may have: multiples of `round_to` from its least one on, and its whole size."""
-    size = len(group.scores)
-    levels = np.array(sorted({*range(least, size, round_to), size}), np.int64)
-    return Choice(index, levels, np.concatenate([[0.0], np.cumsum(group.scores)])[levels])
+def _choice(problem: Problem, index: int) -> Choice:
+    """Return the widths a group may have: multiples of `round_to` from its least one on, its whole size, or none."""
+    graph, scores = problem.model.graph, problem.groups[index].scores
+    size, branch = len(scores), problem.branches.get(graph.groups[index].name)
+    places = {group.name: place for place, group in enumerate(graph.groups)}
+    also = tuple(places[name] for name in branch.groups if places[name] != index) if branch else ()
+    levels = np.array(sorted({*range(problem.least[index], size, problem.round_to), size, *([0] if branch else [])}))
+    value = np.concatenate([[0.0], np.cumsum(scores)])[levels]
+    if branch:  # what the branch's other groups are worth goes too
+        value[0] -= sum(problem.groups[other].scores.sum() for other in also if other in problem.groups)
+    return Choice(index, levels.astype(np.int64), value, also)
 
 
 def _least(group: Group, round_to: int, floor: float) -> int:

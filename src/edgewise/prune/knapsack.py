@@ -31,11 +31,13 @@ class Choice:
         group: its index.
         levels: allowed widths, ascending.
         value: ``[levels]``, the importance kept at each.
+        also: groups that have no channels left where this one has none: they are of the branch that goes with it.
     """
 
     group: int
     levels: Widths
     value: Floats
+    also: tuple[int, ...] = ()
 
 
 def search(
@@ -79,6 +81,9 @@ class _Search:
         found = np.broadcast_to(self.model.graph.sizes, (*at.shape[:-1], len(self.model.graph.sizes))).copy()
         for index, choice in enumerate(self.choices):
             found[..., choice.group] = choice.levels[at[..., index]]
+        for choice in self.choices:
+            for other in choice.also:
+                found[..., other] = np.where(found[..., choice.group] == 0, 0, found[..., other])
         return found
 
     def value(self, at: Widths) -> float:

@@ -101,7 +101,15 @@ class CandidateLatency:
         return seconds
 
     def _widths(self, keep: Mapping[str, Sequence[int] | Atoms]) -> NDArray[np.int64]:
-        return np.array([len(keep[g.name]) if g.name in keep else g.size for g in self.graph.groups], np.int64)
+        gone = {
+            n
+            for name, kept in keep.items()
+            if self.graph.takes_branch(name, kept)
+            for n in self.graph.branches[name].groups
+        }
+        return np.array(
+            [0 if g.name in gone else len(keep.get(g.name, range(g.size))) for g in self.graph.groups], np.int64
+        )
 
     def _artifact(self, model: nn.Module) -> Path:
         folder = Path(tempfile.mkdtemp(dir=self._folder.name))

@@ -38,6 +38,7 @@ class Prune:
         threads: that ONNX Runtime may use for it.
         round_to: widths become multiples of this; 8 or 16 is what the runtimes' kernels are made for.
         floor: the least share of its channels that a group keeps, 0 to 1.
+        branches: the knapsack may take whole branches out that a residual path runs beside.
         inexact: also prune groups whose removal changes a normalisation's statistics.
         calibration: training images whose gradients rank the channels, where the importance needs them.
         recalibrate: images for the BatchNorm statistics of the pruned network; 0 leaves them as they are.
@@ -55,6 +56,7 @@ class Prune:
     threads: int = 1
     round_to: int = 8
     floor: float = 0.0
+    branches: bool = True
     inexact: bool = False
     calibration: int = 512
     recalibrate: int = 2048
@@ -150,9 +152,11 @@ def prune(
                 round_to=config.round_to,
                 floor=config.floor,
                 groups=[g.name for g in allowed if g.name not in rigid],
+                branches=config.branches and config.allocate == "knapsack",
                 cost_model=cost_model,
             )
-            stuck = rigid_groups(graph, keep)  # at these widths, where half of each was tried before
+            narrowed = {name: kept for name, kept in keep.items() if not graph.takes_branch(name, kept)}
+            stuck = rigid_groups(graph, narrowed)  # at these widths, where half of each was tried before
             if not stuck:
                 return keep
             rigid.extend(stuck)
