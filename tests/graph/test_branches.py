@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgewise.cost import cost_of
+from edgewise.cost import CostModel, cost_of
 from edgewise.export.onnx import export
 from edgewise.export.verify import compare_float
 from edgewise.graph import shrink, silence, trace
@@ -113,3 +113,20 @@ def test_a_branch_whose_shape_is_needed_stays() -> None:
     assert graph.branches == {}
     with pytest.raises(ValueError, match="no others lie beside it and no path around it"):
         shrink(graph.model, graph, {"a": []})
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet50", "mobilenet_v2", "convnext_atto"])
+def test_the_cost_without_branches_is_foretold(name: str) -> None:
+    net = build(name, classes=10, size=32)
+    graph = trace(net, EXAMPLE)
+    keep = {g.name: np.arange((g.size + 1) // 2) for g in graph.prunable()} | {
+        n: [] for n in list(graph.branches)[1::2]
+    }
+    small = cost_of(trace(shrink(net, graph, keep), EXAMPLE))
+    gone = {n for name in keep if graph.takes_branch(name, keep[name]) for n in graph.branches[name].groups}
+    widths = [0 if g.name in gone else len(keep.get(g.name, range(g.size))) for g in graph.groups]
+    foretold = CostModel(graph, branches=graph.branches).cost(widths)
+    assert (foretold.params, foretold.macs, foretold.weight_bytes) == (small.params, small.macs, small.weight_bytes)
+    assert small.activation_bytes <= 1.1 * foretold.activation_bytes
+    assert foretold.activation_bytes <= 1.1 * small.activation_bytes
+    assert foretold.peak_activation_bytes >= small.peak_activation_bytes

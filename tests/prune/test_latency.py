@@ -23,7 +23,7 @@ class MadeUp(CandidateLatency):
     """A machine whose latency is a function, and whose model of it is wrong until it has learned."""
 
     def __init__(self, graph, truth, guess) -> None:
-        self.graph, self.truth, self.guess = graph, truth, guess
+        self.graph, self.truth, self.guess, self.branches = graph, truth, guess, {}
         self.factor, self.measured = 1.0, []
 
     @property

@@ -22,7 +22,8 @@ from edgewise.graph.trace import Atoms, Layer
 
 Floats = NDArray[np.float64]
 FINEST = 8  # channels; runtimes' kernels work in blocks of at least this many
-HELD = 1e-3  # weight of the factors' distance from 1, 0, 0 beside that of one measured network's relative error
+PRIOR = np.array([1.0, 0.0, 0.0, 0.0])  # factors of the layers' seconds, of bytes written, of layers, and of 1
+HELD = 1e-3  # weight of the factors' distance from these beside that of one measured network's relative error
 LEAST = 0.25  # of the layers' own seconds: no correction goes below
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)  # of a wide layer's channels, measured beside the narrowest
 
@@ -89,7 +90,7 @@ class LatencyModel:
         self.cost, self.table, self.measured = cost, table, tuple(measured)
         graph = cost.graph
         self._lookups = [_Lookup(cost, graph, layer, table) for layer in _layers(graph)]
-        self._factors = np.array([1.0, 0.0, 0.0])  # of the layers' seconds, of the other bytes, of 1
+        self._factors = PRIOR
         if measured:
             rows = np.array([self._features(widths) for widths, _ in measured])
             self._factors = _fit(rows, np.array([seconds for _, seconds in measured]))
@@ -105,11 +106,13 @@ class LatencyModel:
         return LatencyModel(self.cost, self.table, (*self.measured, (widths, seconds)))
 
     def _features(self, widths: ArrayLike) -> Floats:
-        """Return ``[..., 3]``: the layers' seconds, the bytes that operators write, and 1."""
+        """Return ``[..., 4]``: the layers' seconds, the bytes that operators write, the number of layers, and 1."""
         extended = self.cost.extended(widths)
-        layers = sum((lookup(extended) for lookup in self._lookups), np.zeros(extended.shape[:-1]))
+        each = [lookup(extended) for lookup in self._lookups]
+        layers = sum(each, np.zeros(extended.shape[:-1]))
+        count = sum(((seconds > 0) * 1.0 for seconds in each), np.zeros(extended.shape[:-1]))
         written = self.cost.quantity("activation_bytes", widths)
-        return np.stack(np.broadcast_arrays(layers, written, 1.0), axis=-1)
+        return np.stack(np.broadcast_arrays(layers, written, count, 1.0), axis=-1)
 
 
 class _Lookup:
@@ -166,13 +169,13 @@ def _widths(graph: Graph, atoms: Atoms) -> list[int]:
 
 
 def _fit(features: Floats, seconds: Floats) -> Floats:
-    """Find factors of the features by least squares of relative errors, held near 1, 0, 0 where little was measured.
+    """Find factors of the features by least squares of relative errors, held near `PRIOR` where little was measured.
 
-    The last may be negative: a kernel that is profiled takes a little longer than one that is not.
+    Those behind the first may be negative: a kernel that is profiled takes a little longer than one that is not.
     """
     contribution = features.mean(axis=0) / seconds.mean()  # so that no feature's unit matters
     held = np.sqrt(HELD) * np.diag(contribution)
     rows = np.concatenate([features / seconds[:, None], held])
-    wanted = np.concatenate([np.ones(len(seconds)), held @ np.array([1.0, 0.0, 0.0])])
+    wanted = np.concatenate([np.ones(len(seconds)), held @ PRIOR])
     factors: Floats = np.linalg.lstsq(rows, wanted, rcond=None)[0]
     return factors

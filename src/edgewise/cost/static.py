@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from edgewise.graph.branches import Branch
 from edgewise.graph.groups import Graph
 from edgewise.graph.trace import Extent
 
@@ -83,6 +84,8 @@ class CostModel:
     Args:
         graph: the traced network. Its dense widths are `graph.sizes`.
         foretold: further quantities by name, functions of widths ``[G]`` or ``[n, G]`` such as a `LatencyModel`.
+        branches: those that go whole where their group's width is 0, such as `graph.branches`. Without one, a peak of
+            activations is counted as if its last layer still wrote its part of the sum: a little too high.
 
     >>> import torch
     >>> from edgewise.graph import trace
@@ -93,9 +96,13 @@ class CostModel:
     """
 
     def __init__(
-        self, graph: Graph, foretold: Mapping[str, Callable[[ArrayLike], float | Floats]] | None = None
+        self,
+        graph: Graph,
+        foretold: Mapping[str, Callable[[ArrayLike], float | Floats]] | None = None,
+        branches: Mapping[str, Branch] | None = None,
     ) -> None:
         self.graph, self.foretold = graph, dict(foretold or {})
+        self._gone = [_Gone(graph, name, branch) for name, branch in (branches or {}).items()]
         sizes = np.append(graph.sizes, 1).astype(np.float64)
         self._per_width = 1.0 / sizes
         self._lengths: dict[int, Floats] = {}
@@ -107,11 +114,11 @@ class CostModel:
         self._alive, self._outputs = _lifetimes(graph)
         self._element_bytes = np.array(tracer.element_bytes, np.float64)
         self._quantities: dict[str, Callable[[Floats], Floats]] = {
-            "params": lambda extended: self._params(extended).sum(axis=-1),
-            "weight_bytes": lambda extended: self._params(extended) @ self._bytes,
+            "params": lambda extended: self._stored(extended).sum(axis=-1),
+            "weight_bytes": lambda extended: self._stored(extended) @ self._bytes,
             "macs": lambda extended: self._macs(extended).sum(axis=-1),
             "peak_activation_bytes": lambda extended: (self._buffer_bytes(extended) @ self._alive.T).max(axis=-1),
-            "activation_bytes": lambda extended: self._buffer_bytes(extended) @ self._outputs,
+            "activation_bytes": lambda extended: self._written(extended) @ self._outputs,
         }
 
     def quantity(self, name: str, widths: ArrayLike) -> Floats:
@@ -196,6 +203,20 @@ class CostModel:
             raise ValueError(f"widths of shape {given.shape}: one for each of the {groups} groups")
         return np.concatenate([given, np.ones((*given.shape[:-1], 1))], axis=-1)
 
+    def _stored(self, extended: Floats) -> Floats:
+        """Return the elements of each parameter ``[..., P]``; those of branches that are gone are none."""
+        found = self._params(extended)
+        for gone in self._gone:
+            found[..., gone.parameters] *= extended[..., gone.group, None] > 0
+        return found
+
+    def _written(self, extended: Floats) -> Floats:
+        """Return the bytes of each buffer ``[..., B]``; branches that are gone write none."""
+        found = self._buffer_bytes(extended)
+        for gone in self._gone:
+            found[..., gone.buffers] *= extended[..., gone.group, None] > 0
+        return found
+
     def _buffer_bytes(self, extended: Floats) -> Floats:
         return self._buffers(extended) * self._element_bytes
 
@@ -232,6 +253,18 @@ class CostModel:
             counts = np.bincount(self.graph.group_of[ids.reshape(-1)], minlength=len(self._per_width))
             self._lengths[id(ids)] = counts * self._per_width
         return self._lengths[id(ids)]
+
+
+class _Gone:
+    """What is not there any more, by its number, where a group has no channels left."""
+
+    def __init__(self, graph: Graph, name: str, branch: Branch) -> None:
+        self.group = next(index for index, group in enumerate(graph.groups) if group.name == name)
+        modules = {*branch.gone, *branch.ends}
+        kept = {f"{end}.bias" for end in branch.ends}  # as many numbers as the constant that stands there
+        names = list(graph.tracer.parameters)
+        self.parameters = [p for p, n in enumerate(names) if n.rpartition(".")[0] in modules and n not in kept]
+        self.buffers = sorted({buffer for op in graph.ops if op.module in modules for buffer in op.writes})
 
 
 def cost_of(graph: Graph) -> Cost:

@@ -118,7 +118,8 @@ def allocate(
         raise ValueError(f'no group is called "{unknown[0]}"; the network has {", ".join(graph.by_name) or "none"}')
     allowed = {group.name for group in graph.prunable()} if groups is None else set(groups)
     chosen = [g for g, group in enumerate(graph.groups) if group.name in allowed and group.name in scores]
-    model = cost_model or CostModel(graph)
+    gone = graph.branches if branches and floor == 0 else {}
+    model = cost_model or CostModel(graph, branches=gone)
     limits = budget.limits(model)
     ranked = [_ranked(graph, graph.groups[g], scores, normalize) for g in chosen]
     sizes = graph.sizes
@@ -127,7 +128,6 @@ def allocate(
     counts = {name: limit for name, limit in limits.items() if name not in model.foretold}
     widths = least
     if not exceeded(model, least, counts):  # a latency may be lower at other widths than the least
-        gone = graph.branches if branches and floor == 0 else {}
         ranking = dict(zip(chosen, ranked, strict=True))
         widths = ALLOCATIONS[allocation](Problem(model, ranking, least, limits, round_to, gone))
     if over := exceeded(model, widths, limits):

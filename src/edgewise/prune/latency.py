@@ -54,6 +54,7 @@ class CandidateLatency:
         graph: the traced network.
         precision: of the artifacts; int8 ones are calibrated on noise, which their latency does not depend on.
         threads: that the runtime may use.
+        branches: candidates may lack whole branches.
         tables: the folder of the tables of layers; by default in edgewise's cache.
         progress: is told (what, done, total).
     """
@@ -64,10 +65,12 @@ class CandidateLatency:
         *,
         precision: Precision = "float32",
         threads: int = 1,
+        branches: bool = False,
         tables: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.graph, self.precision, self.threads, self.progress = graph, precision, threads, progress
+        self.branches = graph.branches if branches else {}
         table = measure_layers(
             shapes_of(graph),
             tables or cache_folder() / "latency",
@@ -75,7 +78,7 @@ class CandidateLatency:
             threads=threads,
             progress=progress,
         )
-        self._model = LatencyModel(CostModel(graph), table)
+        self._model = LatencyModel(CostModel(graph, branches=self.branches), table)
         self._folder = tempfile.TemporaryDirectory(prefix="edgewise-")
         self._dense = self._artifact(graph.model)
         (dense,) = measure([self._dense], threads=threads, seconds=SECONDS, progress=progress)
@@ -85,7 +88,7 @@ class CandidateLatency:
     @property
     def cost_model(self) -> CostModel:
         """The network's cost, its latency included as it is foretold now."""
-        return CostModel(self.graph, {"latency_s": self._model})
+        return CostModel(self.graph, {"latency_s": self._model}, self.branches)
 
     def foretold_s(self, keep: Mapping[str, Sequence[int] | Atoms]) -> float:
         """Return the seconds that a candidate is foretold to take."""
@@ -141,7 +144,9 @@ def within_latency(
     Raises:
         BudgetError: no candidate was measured within the limit.
     """
-    latency.measure([_uniform(groups, share) for share in KNOWN_SHARES])
+    names = [group.name for group in groups]
+    bare: dict[str, Atoms] = {name: np.empty(0, np.int64) for name in latency.branches if name in names}
+    latency.measure([*(_uniform(groups, share) for share in KNOWN_SHARES), *([bare] if bare else [])])
     aim = AIM * limit_s
     best: tuple[dict[str, Atoms], float] | None = None
     trials: list[Trial] = []

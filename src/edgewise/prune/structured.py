@@ -140,6 +140,7 @@ def prune(
     graph = trace(model, example)
     scores = score(graph, config.importance, gradients=gradients, reduce=config.reduce, seed=seed)
     rigid = list(graph.rigid)
+    branches = config.branches and config.allocate == "knapsack"
 
     def choose(cost_model: CostModel | None, latency_s: float | None) -> dict[str, Atoms]:
         while True:
@@ -152,7 +153,7 @@ def prune(
                 round_to=config.round_to,
                 floor=config.floor,
                 groups=[g.name for g in allowed if g.name not in rigid],
-                branches=config.branches and config.allocate == "knapsack",
+                branches=branches,
                 cost_model=cost_model,
             )
             narrowed = {name: kept for name, kept in keep.items() if not graph.takes_branch(name, kept)}
@@ -165,7 +166,9 @@ def prune(
     if config.keep_latency is None:
         keep = choose(None, None)
         return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid))
-    latency = CandidateLatency(graph, precision=config.precision, threads=config.threads, progress=progress)
+    latency = CandidateLatency(
+        graph, precision=config.precision, threads=config.threads, branches=branches, progress=progress
+    )
     limit_s = config.keep_latency * latency.dense_s
     keep, trials = within_latency(latency, limit_s, allowed, choose)
     return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid), limit_s, tuple(trials))
