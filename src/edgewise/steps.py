@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,9 @@ def _prune(context: Context, place: Place, config: Prune) -> Result:
     model = network.load(place.before)
     seed = mixed_seed(context.recipe.seed, place.index)
     train = context.data.train
-    found = gradients(model, context.task, train, images=config.calibration, seed=seed, device=context.device)
-    batches = found if config.needs_gradients else ()
+    batches: Iterable[Mapping[str, Tensor]] = ()
+    if config.needs_gradients:
+        batches = gradients(model, context.task, train, images=config.calibration, seed=seed, device=context.device)
     pruned = prune(model, context.example, config, gradients=batches, seed=seed, progress=context.progress)
     notes = [f'the width of "{name}" is written into the forward, so it stayed' for name in pruned.rigid]
     if pruned.latency_s is not None:

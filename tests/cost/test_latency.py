@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from edgewise.cost import CostModel
-from edgewise.cost.latency import LatencyModel, LayerShape, measured_widths, shapes_of
+from edgewise.cost.latency import LatencyModel, measured_widths, shapes_of
 from edgewise.graph import trace
+from edgewise.graph.trace import LayerShape
 from edgewise.models import build
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from edgewise.cost.latency import LayerShape
 from edgewise.devices import table
 from edgewise.devices.layers import _seconds
 from edgewise.devices.table import measure_layers
 from edgewise.errors import UserError
+from edgewise.graph.trace import LayerShape
 
 ONE = {"size": (8, 8), "kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
 SHAPES = [

@@ -11,14 +11,13 @@ Reference: the latency table is that of Shen et al., Structural Pruning via Late
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgewise.cost.static import CostModel
 from edgewise.graph.groups import Graph
-from edgewise.graph.trace import Atoms, Layer
+from edgewise.graph.trace import Atoms, Layer, LayerShape
 
 Floats = NDArray[np.float64]
 FINEST = 8  # channels; runtimes' kernels work in blocks of at least this many
@@ -28,36 +27,9 @@ LEAST = 0.25  # of the layers' own seconds: no correction goes below
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)  # of a wide layer's channels, measured beside the narrowest
 
 
-@dataclass(frozen=True, order=True)
-class LayerShape:
-    """A layer to be measured; what its fields mean is said of `edgewise.graph.trace.Layer`."""
-
-    kind: str
-    size: tuple[int, ...]
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    inputs: int
-    outputs: int
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates, roughly: strides are counted, padding is not."""
-        places = np.prod(self.size) / np.prod(self.stride) if self.kind == "convolution" else np.prod(self.size)
-        return int(places * np.prod(self.kernel) * self.inputs * self.outputs / (self.groups or self.inputs))
-
-
-def shape_of(layer: Layer, inputs: int, outputs: int) -> LayerShape:
-    """Return a traced layer's shape at some widths."""
-    place = (layer.size, layer.kernel, layer.stride, layer.padding, layer.dilation)
-    return LayerShape(layer.kind, *place, layer.groups, inputs, outputs)
-
-
 def shapes_of(graph: Graph) -> set[LayerShape]:
     """Return the layers that should be measured to foretell a network's latency at any aligned widths."""
-    return {shape_of(layer, i, o) for layer in _layers(graph) for i, o in _grid(graph, layer)}
+    return {layer.shape.at(i, o) for layer in _layers(graph) for i, o in _grid(graph, layer)}
 
 
 def measured_widths(size: int) -> list[int]:
@@ -88,8 +60,7 @@ class LatencyModel:
         self, cost: CostModel, table: Mapping[LayerShape, float], measured: Sequence[tuple[ArrayLike, float]] = ()
     ) -> None:
         self.cost, self.table, self.measured = cost, table, tuple(measured)
-        graph = cost.graph
-        self._lookups = [_Lookup(cost, graph, layer, table) for layer in _layers(graph)]
+        self._lookups = [_Lookup(cost, layer, table) for layer in _layers(cost.graph)]
         self._factors = PRIOR
         if measured:
             rows = np.array([self._features(widths) for widths, _ in measured])
@@ -118,15 +89,15 @@ class LatencyModel:
 class _Lookup:
     """The seconds of one layer by its input and output channels."""
 
-    def __init__(self, cost: CostModel, graph: Graph, layer: Layer, table: Mapping[LayerShape, float]) -> None:
-        pairs = _grid(graph, layer)
+    def __init__(self, cost: CostModel, layer: Layer, table: Mapping[LayerShape, float]) -> None:
+        pairs = _grid(cost.graph, layer)
         self.inputs, self.outputs = cost.length(layer.reads), cost.length(layer.makes)
         self.rows, self.columns = (np.array(sorted(set(side)), np.float64) for side in zip(*pairs, strict=True))
-        if layer.groups == 0:
+        if layer.shape.groups == 0:
             self.columns = self.columns[-1:]
-            self.seconds = np.array([[table[shape_of(layer, i, i)]] for i, _ in pairs])
+            self.seconds = np.array([[table[layer.shape.at(i, i)]] for i, _ in pairs])
         else:
-            self.seconds = np.array([[table[shape_of(layer, int(i), int(o))] for o in self.columns] for i in self.rows])
+            self.seconds = np.array([[table[layer.shape.at(int(i), int(o))] for o in self.columns] for i in self.rows])
 
     def __call__(self, extended: Floats) -> Floats:
         """Return the seconds at widths ``[..., G + 1]``."""
@@ -155,10 +126,10 @@ def _layers(graph: Graph) -> Iterable[Layer]:
 def _grid(graph: Graph, layer: Layer) -> list[tuple[int, int]]:
     """Return the input and output channels at which a layer is measured."""
     inputs, outputs = (_widths(graph, atoms) for atoms in (layer.reads, layer.makes))
-    if layer.groups == 0:
+    if layer.shape.groups == 0:
         return [(width, width) for width in inputs]
-    if layer.groups > 1:  # every group has a whole number of channels
-        inputs, outputs = ([w for w in side if w % layer.groups == 0] for side in (inputs, outputs))
+    if layer.shape.groups > 1:  # every group has a whole number of channels
+        inputs, outputs = ([w for w in side if w % layer.shape.groups == 0] for side in (inputs, outputs))
     return [(i, o) for i in inputs for o in outputs]
 
 

@@ -259,7 +259,7 @@ class _Gone:
     """What is not there any more, by its number, where a group has no channels left."""
 
     def __init__(self, graph: Graph, name: str, branch: Branch) -> None:
-        self.group = next(index for index, group in enumerate(graph.groups) if group.name == name)
+        self.group = graph.places[name]
         modules = {*branch.gone, *branch.ends}
         kept = {f"{end}.bias" for end in branch.ends}  # as many numbers as the constant that stands there
         names = list(graph.tracer.parameters)

@@ -28,7 +28,7 @@ def time_layers(layers: Sequence[dict[str, Any]], precision: str, threads: int) 
     """Return the seconds of each layer.
 
     Args:
-        layers: the fields of `edgewise.cost.latency.LayerShape`, one dict each.
+        layers: the fields of `edgewise.graph.trace.LayerShape`, one dict each.
         precision: "float32", or "int8": U8 activations and S8 weights with a scale for each output channel.
         threads: that the runtime may use.
     """

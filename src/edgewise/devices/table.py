@@ -9,10 +9,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from edgewise.cost.latency import LayerShape
 from edgewise.devices.local import ask_worker, available_cores, machine
 from edgewise.errors import UserError
 from edgewise.files import canonical_json, read_json, write_bytes
+from edgewise.graph.trace import LayerShape
 from edgewise.progress import Progress
 
 FORMAT = 1

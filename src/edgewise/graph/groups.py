@@ -113,6 +113,11 @@ class Graph:
         return {group.name: group for group in self.groups}
 
     @cached_property
+    def places(self) -> dict[str, int]:
+        """The index of each group by its name."""
+        return {group.name: place for place, group in enumerate(self.groups)}
+
+    @cached_property
     def modules(self) -> dict[str, nn.Module]:
         """The network's modules by path."""
         return dict(self.model.named_modules())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgewise.graph.trace import FROZEN, Atoms, Call, Extent, Ids, Layer, Rule, Tracer
+from edgewise.graph.trace import FROZEN, Atoms, Call, Extent, Ids, Layer, LayerShape, Rule, Tracer
 
 # -- identities as arrays -------------------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ def convolution(t: Tracer, call: Call) -> list[Ids]:
     taps_ids = tuple(f for f in t.ids(weight) if f.shape[taps_of] == 1)
     t.macs = (Extent(tuple(meets.shape), t.ids(x) if transposed else ids), Extent(taps, taps_ids))
     depthwise = groups > 1 and groups == x.shape[1] == call.out.shape[1]
-    t.layer = Layer(
+    shape = LayerShape(
         "transposed" if transposed else "convolution",
         size=tuple(x.shape[2:]),
         kernel=tuple(weight.shape[2:]),
@@ -182,9 +182,10 @@ def convolution(t: Tracer, call: Call) -> list[Ids]:
         padding=tuple(call.args[4]),
         dilation=tuple(call.args[5]),
         groups=0 if depthwise else groups,
-        reads=source,
-        makes=target,
+        inputs=x.shape[1],
+        outputs=call.out.shape[1],
     )
+    t.layer = Layer(shape, source, target)
     return [ids]
 
 
@@ -217,8 +218,8 @@ def matmul(t: Tracer, call: Call) -> list[Ids]:
     )
     t.macs = (Extent(tuple(call.out.shape), ids), Extent((a.shape[-1],), _along(left, 0, 1)))
     if t.is_stored(b):
-        rows_of = (prod(call.out.shape[:-1]),)
-        t.layer = Layer("linear", rows_of, (), (), (), (), 1, left, np.broadcast_to(t.axis(b, -1), b.shape[-1:]))
+        shape = LayerShape("linear", (prod(call.out.shape[:-1]),), (), (), (), (), 1, a.shape[-1], b.shape[-1])
+        t.layer = Layer(shape, left, t.axis(b, -1))
     if bias is None:
         return [ids]
     return [_meet(t, [t.ids(bias), ids], [tuple(bias.shape), tuple(call.out.shape)], call.out.dim())]

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -60,17 +61,17 @@ class Dimension:
     kind: str  # "parameter", "buffer" or "padding"
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A convolution or matrix product as a runtime sees it: what decides its time, its channels as atoms.
+@dataclass(frozen=True, order=True)
+class LayerShape:
+    """A convolution or matrix product as a runtime sees it: what decides its time.
 
     Args:
         kind: "convolution", "transposed", or "linear" (a product with a stored matrix).
         size: the input's spatial shape; for a product, how many rows it has.
         kernel: the filter's spatial shape, empty for a product; so are the next three.
         groups: 1, the number of groups, or 0 for a depthwise convolution: as many as it has channels.
-        reads: ``[C]``, the atoms of the input's channels.
-        makes: ``[C]``, the atoms of the output's.
+        inputs: how many channels it reads.
+        outputs: how many it makes.
     """
 
     kind: str
@@ -80,6 +81,25 @@ class Layer:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    inputs: int
+    outputs: int
+
+    def at(self, inputs: int, outputs: int) -> LayerShape:
+        """Return the same layer with other widths."""
+        return replace(self, inputs=inputs, outputs=outputs)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates, roughly: strides are counted, padding is not."""
+        places = prod(self.size) / prod(self.stride) if self.kind == "convolution" else prod(self.size)
+        return int(places * prod(self.kernel) * self.inputs * self.outputs / (self.groups or self.inputs))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the network: its shape as it stands, and the atoms ``[C]`` of the channels it reads and makes."""
+
+    shape: LayerShape
     reads: Atoms
     makes: Atoms
 

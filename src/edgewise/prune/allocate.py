@@ -252,8 +252,7 @@ def _choice(problem: Problem, index: int) -> Choice:
     """Return the widths a group may have: multiples of `round_to` from its least one on, its whole size, or none."""
     graph, scores = problem.model.graph, problem.groups[index].scores
     size, branch = len(scores), problem.branches.get(graph.groups[index].name)
-    places = {group.name: place for place, group in enumerate(graph.groups)}
-    also = tuple(places[name] for name in branch.groups if places[name] != index) if branch else ()
+    also = tuple(graph.places[name] for name in branch.groups if graph.places[name] != index) if branch else ()
     levels = np.array(sorted({*range(problem.least[index], size, problem.round_to), size, *([0] if branch else [])}))
     value = np.concatenate([[0.0], np.cumsum(scores)])[levels]
     if branch:  # what the branch's other groups are worth goes too
