@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgewise.errors import ModelError
 from edgewise.export.compact import write
+from edgewise.export.constants import absorb_constants_
 from edgewise.export.quiet import quietly
 from edgewise.graph.trace import evaluating
 from edgewise.train.forward import forward, home
@@ -24,9 +25,10 @@ OPSET = 20  # the first with Gelu
 def export(model: nn.Module, example: Tensor, path: Path) -> Path:
     """Write a network as an ONNX file, in evaluation mode.
 
-    Batch normalisations are folded into the convolutions before them and constants are computed, so that the file is
-    what a runtime would make of the network anyway. Input and output are called "input" and "logits", their first
-    axis "batch", and it takes any length. The network is left as it was; nothing is printed.
+    Batch normalisations are folded into the convolutions before them, constants are computed, and those that removed
+    branches left are taken into what is around them, so that the file is what a runtime would make of the network
+    anyway. Input and output are called "input" and "logits", their first axis "batch", and it takes any length. The
+    network is left as it was; nothing is printed.
 
     Args:
         model: one tensor in, one tensor out, in float32.
@@ -48,6 +50,7 @@ def export(model: nn.Module, example: Tensor, path: Path) -> Path:
             )
         network = _to_onnx(model, inputs)
     pool_globally_(network.graph)
+    absorb_constants_(network.graph)
     return write(network, path)
 
 
@@ -96,7 +99,11 @@ def pool_globally_(graph: ir.Graph) -> None:
     for mean in list(graph):
         if mean.op_type != "ReduceMean" or not _is_over_space(mean):
             continue
-        pooled = [ir.node("GlobalAveragePool", mean.inputs[:1])]
+        source = mean.inputs[0]
+        assert source is not None
+        assert source.shape is not None
+        pooled = [ir.node("GlobalAveragePool", [source])]
+        pooled[0].outputs[0].shape = ir.Shape([*source.shape[:2], 1, 1])
         keepdims = mean.attributes.get("keepdims")
         if keepdims is not None and keepdims.as_int() == 0:
             pooled.append(ir.node("Flatten", pooled[0].outputs))
