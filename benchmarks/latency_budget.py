@@ -19,7 +19,7 @@ from edgewise import models
 from edgewise.devices.local import cpu_name
 from edgewise.errors import EdgewiseError
 from edgewise.prune import Prune
-from edgewise.prune.latency import CandidateLatency
+from edgewise.prune.candidates import Candidates
 from edgewise.prune.structured import prune
 
 MODELS = ("resnet20", "resnet56", "resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "convnext_atto")
@@ -36,14 +36,14 @@ def row(name: str, precision: str, share: float) -> dict[str, object]:
     except EdgewiseError as error:
         return {**found, "error": str(error), "seconds": time.perf_counter() - started}
     seconds = time.perf_counter() - started
-    again = CandidateLatency(pruned.graph, precision=precision)
+    again = Candidates(pruned.graph, precision=precision)
     (measured,) = again.measure([pruned.keep])
-    last = pruned.trials[-1]
+    ratios = [trial.foretold["latency_s"] / trial.measured["latency_s"] for trial in pruned.trials]
     return {
         **found,
-        "got": measured / again.dense_s,
-        "foretold_over_measured": last.foretold_s / last.measured_s,
-        "first_foretold_over_measured": pruned.trials[0].foretold_s / pruned.trials[0].measured_s,
+        "got": measured["latency_s"] / again.dense["latency_s"],
+        "foretold_over_measured": ratios[-1],
+        "first_foretold_over_measured": ratios[0],
         "tries": len(pruned.trials),
         "seconds": seconds,
     }

@@ -21,13 +21,12 @@ LAYERS = [
         "comparison",
         "page",
         "charts",
-        "units",
     },
     {"prune", "sparse", "quantize", "distill"},
     {"export", "devices"},
     {"train", "tasks", "data", "models"},
     {"graph", "cost"},
-    {"files", "errors", "progress"},
+    {"files", "errors", "progress", "units"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -47,7 +47,7 @@ def test_limits_need_a_limit():
 
 def test_the_verdict_holds_each_limit_against_its_column():
     limits = Limits(size="1 KB", latency="2 ms", drop=0.5, macs="2 M")
-    rows = verdict(limits, {"file_bytes": 1000, "latency_s": 0.0021, "drop_pt": -0.3, "macs": None})
+    rows = verdict(limits, {"file_bytes": 1000, "latency_s": 0.0021, "drop_pt": -0.3, "macs": None}, {})
     assert {name: row["met"] for name, row in rows.items()} == {
         "size": True,
         "latency": False,
@@ -55,3 +55,12 @@ def test_the_verdict_holds_each_limit_against_its_column():
         "macs": False,  # not measured is not met
     }
     assert rows["size"] == {"limit": 1000.0, "value": 1000, "unit": "bytes", "met": True}
+
+
+def test_a_share_is_of_the_dense_network_and_unknown_where_that_is() -> None:
+    limits = Limits(size="50 %", latency="60%")
+    rows = verdict(limits, {"file_bytes": 499, "latency_s": 0.5}, {"file_bytes": 1000, "latency_s": None})
+    assert rows["size"] == {"limit": 500.0, "value": 499, "unit": "bytes", "met": True, "share": 0.5}
+    assert rows["latency"] == {"limit": None, "value": 0.5, "unit": "s", "met": False, "share": 0.6}
+    with pytest.raises(ValueError, match="size = '-3 '"):
+        Limits(size="-3 %")

@@ -364,8 +364,8 @@ def test_a_drop_exactly_at_its_limit_is_met() -> None:
     figures = dict.fromkeys((*names, "resident_bytes"), 1)
     found = _compressed({**figures, "accuracy": 0.91}, {**figures, "accuracy": 0.90})
     assert (0.91 - 0.90) * 100 > 1, "a float's last bit would miss it"
-    assert verdict(Limits(drop=1.0), found)["drop"]["met"]
-    assert not verdict(Limits(drop=0.999), found)["drop"]["met"]
+    assert verdict(Limits(drop=1.0), found, figures)["drop"]["met"]
+    assert not verdict(Limits(drop=0.999), found, figures)["drop"]["met"]
 
 
 def test_equalities_are_checked_on_every_class_though_the_images_lie_in_its_order(recipe: Path) -> None:

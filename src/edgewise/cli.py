@@ -275,8 +275,9 @@ def print_finished(console: Console, finished: Any) -> None:
         lines.append(f"accuracy  {small['accuracy']:.2%}, {-small['drop_pt']:+.2f} points")
     for name, limit in (finished.results["budget"] or {}).items():
         state = "met" if limit["met"] else "MISSED"
-        value = dash(limit["value"], lambda v: f"{v:.6g}")
-        lines.append(f"budget    {name}: {state}, {value} of {limit['limit']:.6g} {limit['unit']}")
+        value, most = (dash(limit[key], lambda v: f"{v:.6g}") for key in ("value", "limit"))
+        share = f" ({limit['share']:.0%} of the dense network's)" if "share" in limit else ""
+        lines.append(f"budget    {name}: {state}, {value} of {most} {limit['unit']}{share}")
     lines += [f"report    {finished.folder / 'report.html'}", f"run       {finished.folder}"]
     console.print("\n".join(lines), markup=False, highlight=False)
 

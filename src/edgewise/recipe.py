@@ -291,6 +291,8 @@ def _check_order(recipe: Recipe, source: str) -> None:
     quantized = artifact = False
     for position, step in enumerate(recipe.step):
         where = f"{source}: step.{position} ({step.kind})"
+        if isinstance(step, Prune) and step.budget and not (recipe.budget and recipe.budget.by_column()):
+            raise RecipeError(f"{where} keeps within the budget, but [budget] limits nothing but the drop, if anything")
         if quantized and isinstance(step, Train | Prune | Quantize):
             raise RecipeError(f"{where} comes after quantize: train and prune before the network is quantised")
         if isinstance(step, Measure) and not artifact:

@@ -180,6 +180,8 @@ def _limit(name: str, results: Row) -> dict[str, Any] | None:
     else:
         what, form = next((title, form) for title, form, _, owner in FIGURES.values() if owner == name)
         most, found = form(limit["limit"]), form(limit["value"])
+        if "share" in limit:
+            most += f" ({limit['share']:.3g} of the dense network's)"
     return {"what": what, "limit": most, "found": "unknown" if limit["value"] is None else found, "met": limit["met"]}
 
 
@@ -214,7 +216,8 @@ def _points(results: Row) -> list[Point]:
 def _limits(results: Row) -> dict[str, float]:
     """Return the budget as limits of the plane: the most of each cost, and the least accuracy."""
     budget, dense = results["budget"] or {}, results["rows"][0]["accuracy"]
-    limits = {column: budget[owner]["limit"] for column, (*_, owner) in FIGURES.items() if owner in budget}
+    owners = {column: owner for column, (*_, owner) in FIGURES.items() if owner in budget}
+    limits = {column: most for column, owner in owners.items() if (most := budget[owner]["limit"]) is not None}
     if "drop" in budget and dense is not None:
         limits["accuracy"] = dense - budget["drop"]["limit"] / 100
     return limits

@@ -37,6 +37,7 @@ from edgewise.graph import trace
 from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, REPORT, RESULTS, STEPS, step_folder
 from edgewise.page import ratio
 from edgewise.progress import Progress
+from edgewise.prune.candidates import CARE
 from edgewise.prune.structured import Prune, prune
 from edgewise.recipe import Measure, Recipe
 from edgewise.steps import Context, Place, dense_reference, read_result, run_step
@@ -161,10 +162,13 @@ def _check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> Non
     if first is not None:
         config = recipe.step[first]
         assert isinstance(config, Prune)
-        if config.keep_macs is None and config.keep_params is None:
-            return  # whether a latency can be reached is found by measuring
+        limits = recipe.budget.by_column() if recipe.budget and config.budget else {}
+        static = {name: limit for name, limit in limits.items() if name not in CARE}
+        if config.keep_macs is None and config.keep_params is None and not static:
+            return  # what can be reached is found by measuring
         try:  # whether widths fit depends on the network's shape alone, so any scores will do
-            prune(model, example, replace(config, importance="random", keep_latency=None))
+            plain = replace(config, importance="random", keep_latency=None)
+            prune(model, example, plain, limits=static)
         except BudgetError as error:
             raise BudgetError(f"step.{first} (prune): {error}") from error
 
@@ -284,7 +288,7 @@ def _results(context: Context, dense: Path) -> dict[str, Any]:
         "rows": rows,
         "layers": _layers(context, dense, folders[-1]),
         "measurements": measurements,
-        "budget": verdict(recipe.budget, compressed) if recipe.budget else None,
+        "budget": verdict(recipe.budget, compressed, reference) if recipe.budget else None,
         "curves": {f.name: r["curve"] for f, r in zip(folders, found, strict=True) if "curve" in r},
         "compressed": compressed,
     }

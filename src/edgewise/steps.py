@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.cost import cost_of
+from edgewise.cost.budget import Limit
 from edgewise.data import Dataset, Split, normalize
 from edgewise.devices.base import NOISY
 from edgewise.devices.measure import measure
@@ -31,12 +32,14 @@ from edgewise.graph import Graph, shrink, silence, trace
 from edgewise.graph.trace import Atoms
 from edgewise.layout import ARTIFACT, CHECKPOINT, DENSE, RESULT
 from edgewise.progress import Progress
-from edgewise.prune.structured import Prune, prune
+from edgewise.prune.candidates import CARE
+from edgewise.prune.structured import Prune, Pruned, prune
 from edgewise.quantize import Quantize, activation_cost, quantize_static, weight_bytes
 from edgewise.recipe import Export, Measure, Recipe, Train
 from edgewise.tasks.classification import Classification
 from edgewise.train import TrainingMethod, evaluate, fit, gradients, recalibrate
 from edgewise.train.randomness import mixed_seed
+from edgewise.units import format_quantity
 
 CHECKED_IMAGES = 256
 
@@ -70,6 +73,11 @@ class Context:
     def task(self) -> Classification:
         """What the network learns; a training step adds its augmentation and smoothing."""
         return Classification(self.data.mean, self.data.std, len(self.data.classes))
+
+    @property
+    def limits(self) -> dict[str, Limit]:
+        """What the recipe's budget says of an artifact, by column; nothing where there is no budget."""
+        return self.recipe.budget.by_column() if self.recipe.budget else {}
 
     def inputs(self, split: Split) -> Tensor:
         """Return the images of a split as the network sees them, float32 ``[N, C, H, W]``."""
@@ -165,13 +173,19 @@ def _prune(context: Context, place: Place, config: Prune) -> Result:
     batches: Iterable[Mapping[str, Tensor]] = ()
     if config.needs_gradients:
         batches = gradients(model, context.task, train, images=config.calibration, seed=seed, device=context.device)
-    pruned = prune(model, context.example, config, gradients=batches, seed=seed, progress=context.progress)
+    assert place.dense is not None  # it ends where the first prune step begins
+    pruned = prune(
+        model,
+        context.example,
+        config,
+        gradients=batches,
+        limits=context.limits if config.budget else {},
+        reference=place.dense / ARTIFACT,
+        seed=seed,
+        progress=context.progress,
+    )
     notes = [f'the width of "{name}" is written into the forward, so it stayed' for name in pruned.rigid]
-    if pruned.latency_s is not None:
-        tried = ", ".join(f"{t.measured_s * 1e3:.3f} (foretold {t.foretold_s * 1e3:.3f})" for t in pruned.trials)
-        notes.append(
-            f"{config.precision} latency of at most {pruned.latency_s * 1e3:.3f} ms; measured in turn: {tried}"
-        )
+    notes += [_tried(config, name, pruned) for name in pruned.limits if pruned.trials and name in CARE]
     if gone := [name for name, kept in pruned.keep.items() if pruned.graph.takes_branch(name, kept)]:
         notes.append(f"whole branches went, by their inner channels: {', '.join(gone)}")
     if pruned.graph.unused:
@@ -187,6 +201,16 @@ def _prune(context: Context, place: Place, config: Prune) -> Result:
     widths = {g.name: [len(pruned.keep.get(g.name, range(g.size))), g.size] for g in pruned.graph.groups}
     kept = {name: index.tolist() for name, index in pruned.keep.items()}
     return {"row": row(context, small), "checks": _dicts(checks), "notes": notes, "widths": widths, "keep": kept}
+
+
+def _tried(config: Prune, name: str, pruned: Pruned) -> str:
+    """Say what was asked of the artifact, and what candidates were foretold and measured."""
+
+    def amount(figures: Mapping[str, float]) -> str:
+        return format_quantity(name, figures[name])
+
+    tried = ", ".join(f"{amount(trial.measured)} (foretold {amount(trial.foretold)})" for trial in pruned.trials)
+    return f"{config.precision} {name} of at most {amount(pruned.limits)}; measured in turn: {tried}"
 
 
 def removal_checks(model: nn.Module, graph: Graph, keep: Mapping[str, Atoms], images: Tensor) -> list[Check]:

@@ -41,6 +41,17 @@ def format_seconds(value: float | None) -> str:
     return f"{minutes} min {seconds} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def format_quantity(name: str, value: float | None) -> str:
+    """Return an amount in the unit that its name carries: ``_bytes``, ``_s``, or else a count.
+
+    >>> format_quantity("file_bytes", 120_000), format_quantity("latency_s", 0.002), format_quantity("macs", 2e7)
+    ('120 kB', '2.00 ms', '20.0 M')
+    """
+    if name.endswith("_bytes"):
+        return format_bytes(value)
+    return format_seconds(value) if name.endswith("_s") else format_count(value)
+
+
 def format_fraction(value: float | None) -> str:
     """Return a fraction as a percentage with two digits, or a dash.
 

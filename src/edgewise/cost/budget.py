@@ -12,35 +12,52 @@ from edgewise.cost.static import CostModel
 AMOUNTS = ("file_bytes", "latency_s")  # what only a measured network could be a share of
 
 
+@dataclass(frozen=True)
+class Limit:
+    """An upper limit: an amount, or a share of what the dense float network has of it.
+
+    >>> Limit(0.5, of_dense=True).amount(4.0), Limit(3.0).amount(4.0)
+    (2.0, 3.0)
+    """
+
+    value: float
+    of_dense: bool = False
+
+    def amount(self, dense: float) -> float:
+        """Return the limit as an amount, given the dense network's."""
+        return self.value * dense if self.of_dense else self.value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Upper limits on what a network costs; up to 1 a fraction of the dense network's, above 1 an amount.
+    """Upper limits on what a network costs: each a `Limit`, or a number: up to 1 a share of the dense network's.
 
     Args:
         macs: multiply-accumulates of one image.
         params: stored elements.
         weight_bytes: the parameters as stored.
         peak_activation_bytes: the largest sum of live activations at batch 1.
-        file_bytes: the artifact's, as foretold by the cost model; always an amount.
-        latency_s: seconds on a runtime, as foretold by the cost model; always an amount.
+        file_bytes: the artifact's, as foretold by the cost model: a number is always an amount.
+        latency_s: seconds on a runtime, as foretold by the cost model: a number is always an amount.
 
     >>> Budget(macs=0.5)
     Budget(macs=0.5, params=None, weight_bytes=None, peak_activation_bytes=None, file_bytes=None, latency_s=None)
     """
 
-    macs: float | None = None
-    params: float | None = None
-    weight_bytes: float | None = None
-    peak_activation_bytes: float | None = None
-    file_bytes: float | None = None
-    latency_s: float | None = None
+    macs: float | Limit | None = None
+    params: float | Limit | None = None
+    weight_bytes: float | Limit | None = None
+    peak_activation_bytes: float | Limit | None = None
+    file_bytes: float | Limit | None = None
+    latency_s: float | Limit | None = None
 
     def __post_init__(self) -> None:
         if not self.names:
             raise ValueError(f"a budget needs at least one limit: {', '.join(field.name for field in fields(self))}")
         for name in self.names:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: a budget is positive")
+            value = getattr(self, name)
+            if not (value.value if isinstance(value, Limit) else value) > 0:
+                raise ValueError(f"{name} = {value}: a budget is positive")
 
     @property
     def names(self) -> list[str]:
@@ -49,12 +66,12 @@ class Budget:
 
     def limits(self, model: CostModel) -> dict[str, float]:
         """Return the limits as amounts, given the dense network."""
-        dense = model.graph.sizes
         amounts = {}
         for name in self.names:
             value = getattr(self, name)
-            is_share = value <= 1 and name not in AMOUNTS
-            amounts[name] = float(value * model.quantity(name, dense)) if is_share else value
+            limit = value if isinstance(value, Limit) else Limit(value, value <= 1 and name not in AMOUNTS)
+            dense = float(model.quantity(name, model.graph.sizes)) if limit.of_dense else 0.0
+            amounts[name] = limit.amount(dense)
         return amounts
 
 

@@ -15,14 +15,15 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgewise.cost.fitting import Floats, fit
 from edgewise.cost.static import CostModel
 from edgewise.graph.groups import Graph
 from edgewise.graph.trace import Atoms, Layer, LayerShape
 
-Floats = NDArray[np.float64]
 FINEST = 8  # channels; runtimes' kernels work in blocks of at least this many
-PRIOR = np.array([1.0, 0.0, 0.0, 0.0])  # factors of the layers' seconds, of bytes written, of layers, and of 1
-HELD = 1e-3  # weight of the factors' distance from these beside that of one measured network's relative error
+# Factors of the layers' seconds, of bytes written, of layers, and of 1. Those behind the first may become negative: a
+# kernel that is profiled takes a little longer than one that is not.
+PRIOR = np.array([1.0, 0.0, 0.0, 0.0])
 LEAST = 0.25  # of the layers' own seconds: no correction goes below
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)  # of a wide layer's channels, measured beside the narrowest
 
@@ -64,7 +65,7 @@ class LatencyModel:
         self._factors = PRIOR
         if measured:
             rows = np.array([self._features(widths) for widths, _ in measured])
-            self._factors = _fit(rows, np.array([seconds for _, seconds in measured]))
+            self._factors = fit(rows, np.array([seconds for _, seconds in measured]), PRIOR)
 
     def __call__(self, widths: ArrayLike) -> float | Floats:
         """Return the seconds at widths ``[G]``, or of each candidate at ``[n, G]``."""
@@ -137,16 +138,3 @@ def _widths(graph: Graph, atoms: Atoms) -> list[int]:
     """Return the widths to measure of a dimension; one that no group owns a part of has its size alone."""
     prunable = (graph.group_of[atoms] < len(graph.groups)).any()
     return measured_widths(len(atoms)) if prunable else [len(atoms)]
-
-
-def _fit(features: Floats, seconds: Floats) -> Floats:
-    """Find factors of the features by least squares of relative errors, held near `PRIOR` where little was measured.
-
-    Those behind the first may be negative: a kernel that is profiled takes a little longer than one that is not.
-    """
-    contribution = features.mean(axis=0) / seconds.mean()  # so that no feature's unit matters
-    held = np.sqrt(HELD) * np.diag(contribution)
-    rows = np.concatenate([features / seconds[:, None], held])
-    wanted = np.concatenate([np.ones(len(seconds)), held @ PRIOR])
-    factors: Floats = np.linalg.lstsq(rows, wanted, rcond=None)[0]
-    return factors

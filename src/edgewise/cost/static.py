@@ -108,7 +108,7 @@ class CostModel:
         self._lengths: dict[int, Floats] = {}
         tracer = graph.tracer
         self._params = self._terms([[extent] for extent in tracer.parameters.values()])
-        self._bytes = np.array([t.element_size() for t in self._parameters()], np.float64)
+        self._bytes = np.array([t.element_size() for t in self.parameters], np.float64)
         self._macs = self._terms([op.macs for op in tracer.ops if op.macs])
         self._buffers = self._terms([[extent] for extent in tracer.buffers])
         self._alive, self._outputs = _lifetimes(graph)
@@ -203,6 +203,10 @@ class CostModel:
             raise ValueError(f"widths of shape {given.shape}: one for each of the {groups} groups")
         return np.concatenate([given, np.ones((*given.shape[:-1], 1))], axis=-1)
 
+    def stored(self, widths: ArrayLike) -> Floats:
+        """Return the elements of each of `parameters` ``[..., P]`` at widths ``[..., G]``."""
+        return self._stored(self.extended(widths))
+
     def _stored(self, extended: Floats) -> Floats:
         """Return the elements of each parameter ``[..., P]``; those of branches that are gone are none."""
         found = self._params(extended)
@@ -220,7 +224,9 @@ class CostModel:
     def _buffer_bytes(self, extended: Floats) -> Floats:
         return self._buffers(extended) * self._element_bytes
 
-    def _parameters(self) -> list[Tensor]:
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that are counted."""
         named = dict(self.graph.model.named_parameters())
         return [named[name] for name in self.graph.tracer.parameters]
 

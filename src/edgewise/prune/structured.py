@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 
-from edgewise.cost.budget import Budget
+from edgewise.cost.budget import Budget, Limit
 from edgewise.cost.latency import FINEST
 from edgewise.cost.static import CostModel
 from edgewise.graph.groups import Graph, trace
@@ -17,8 +18,8 @@ from edgewise.graph.surgery import shrink
 from edgewise.graph.trace import Atoms
 from edgewise.progress import Progress
 from edgewise.prune.allocate import allocate
+from edgewise.prune.candidates import CARE, Candidates, Trial, within
 from edgewise.prune.importance import IMPORTANCES, score
-from edgewise.prune.latency import CandidateLatency, Trial, within_latency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,10 @@ class Prune:
         keep_params: the share of the parameters to keep, in (0, 1].
         keep_latency: the share of the dense network's latency to keep, in (0, 1], measured on this machine in ONNX
             Runtime, both as artifacts of `precision`.
-        precision: of what `keep_latency` is measured on.
-        threads: that ONNX Runtime may use for it.
+        budget: keep within the recipe's [budget] too: size, latency, memory, MACs and parameters, the first three as
+            measured on artifacts of `precision`.
+        precision: of the artifact that will be made of the network, on which latency, size and memory are measured.
+        threads: that ONNX Runtime may use.
         round_to: widths become multiples of this; 8 or 16 is what the runtimes' kernels are made for.
         floor: the least share of its channels that a group keeps, 0 to 1.
         branches: the knapsack may take whole branches out that a residual path runs beside.
@@ -52,6 +55,7 @@ class Prune:
     keep_macs: float | None = None
     keep_params: float | None = None
     keep_latency: float | None = None
+    budget: bool = False
     precision: Literal["float32", "int8"] = "float32"
     threads: int = 1
     round_to: int = 8
@@ -67,8 +71,8 @@ class Prune:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} = {value}: a share to keep lies in (0, 1]")
-        if all(getattr(self, name) is None for name in keeps):
-            raise ValueError(f"say how much to keep: {', '.join(keeps)}, each in (0, 1]")
+        if all(getattr(self, name) is None for name in keeps) and not self.budget:
+            raise ValueError(f"say how much to keep: {', '.join(keeps)}, each in (0, 1], or budget = true")
         if self.keep_latency is not None and self.round_to % FINEST:
             raise ValueError(f"round_to = {self.round_to}: latency is known at multiples of {FINEST} channels")
         if self.threads < 1:
@@ -87,10 +91,6 @@ class Prune:
         """Whether `prune` must be given gradients."""
         return IMPORTANCES[self.importance].gradients
 
-    def budget(self, latency_s: float | None = None) -> Budget:
-        """Return what the pruned network may cost; the seconds are those of `keep_latency`."""
-        return Budget(macs=self.keep_macs, params=self.keep_params, latency_s=latency_s)
-
 
 @dataclass(frozen=True)
 class Pruned:
@@ -101,7 +101,7 @@ class Pruned:
         graph: of the network before.
         keep: the channels that were kept, by group; groups that are not named stayed whole.
         rigid: groups that could not shrink, since their width is written into the forward.
-        latency_s: the limit on the latency, where there is one.
+        limits: upper limits by quantity, amounts.
         trials: what was foretold and measured on the way to it.
     """
 
@@ -109,7 +109,7 @@ class Pruned:
     graph: Graph
     keep: dict[str, Atoms]
     rigid: tuple[str, ...]
-    latency_s: float | None = None
+    limits: Mapping[str, float]
     trials: tuple[Trial, ...] = ()
 
 
@@ -119,6 +119,8 @@ def prune(
     config: Prune,
     *,
     gradients: Iterable[Mapping[str, Tensor]] = (),
+    limits: Mapping[str, Limit] | None = None,
+    reference: Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Pruned:
@@ -129,8 +131,10 @@ def prune(
         example: an input of the right shape ``[N, C, H, W]``.
         config: what to remove.
         gradients: of the loss by parameter name, one mapping for each batch, where the importance needs them.
+        limits: that hold besides the config's, by quantity: those of `edgewise.cost.Budget`.
+        reference: the float artifact that limits as shares refer to; by default the network's own.
         seed: of random criteria.
-        progress: is told (what, done, total) while latencies are measured.
+        progress: is told (what, done, total) while candidates are measured.
 
     Raises:
         UnsupportedOp: the network has an operator the channel graph cannot follow.
@@ -141,13 +145,16 @@ def prune(
     scores = score(graph, config.importance, gradients=gradients, reduce=config.reduce, seed=seed)
     rigid = list(graph.rigid)
     branches = config.branches and config.allocate == "knapsack"
+    limits = limits or {}
+    static = _static_limits(config, limits, CostModel(graph))
+    allowed = graph.prunable(inexact=config.inexact)
 
-    def choose(cost_model: CostModel | None, latency_s: float | None) -> dict[str, Atoms]:
+    def choose(cost_model: CostModel | None, measured: dict[str, float]) -> dict[str, Atoms]:
         while True:
             keep = allocate(
                 graph,
                 scores=scores,
-                budget=config.budget(latency_s),
+                budget=Budget(**{name: Limit(amount) for name, amount in (static | measured).items()}),
                 allocation=config.allocate,
                 normalize=config.normalize,
                 round_to=config.round_to,
@@ -162,13 +169,30 @@ def prune(
                 return keep
             rigid.extend(stuck)
 
-    allowed = graph.prunable(inexact=config.inexact)
-    if config.keep_latency is None:
-        keep = choose(None, None)
-        return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid))
-    latency = CandidateLatency(
-        graph, precision=config.precision, threads=config.threads, branches=branches, progress=progress
+    charged = [name for name in CARE if name in limits or (name == "latency_s" and config.keep_latency is not None)]
+    if not charged:
+        keep = choose(None, {})
+        return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid), static)
+    candidates = Candidates(
+        graph,
+        charged,
+        precision=config.precision,
+        threads=config.threads,
+        branches=branches,
+        reference=reference,
+        progress=progress,
     )
-    limit_s = config.keep_latency * latency.dense_s
-    keep, trials = within_latency(latency, limit_s, allowed, choose)
-    return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid), limit_s, tuple(trials))
+    amounts = {name: limits[name].amount(candidates.reference[name]) for name in charged if name in limits}
+    if config.keep_latency is not None:
+        kept_s = config.keep_latency * candidates.dense["latency_s"]
+        amounts["latency_s"] = min(kept_s, amounts.get("latency_s", kept_s))
+    keep, trials = within(candidates, amounts, allowed, choose)
+    return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid), static | amounts, tuple(trials))
+
+
+def _static_limits(config: Prune, limits: Mapping[str, Limit], cost: CostModel) -> dict[str, float]:
+    """Return the limits that widths alone decide, as amounts."""
+    dense = {name: float(cost.quantity(name, cost.graph.sizes)) for name in ("macs", "params")}
+    shares = {name: Limit(share, of_dense=True) for name in dense if (share := getattr(config, f"keep_{name}"))}
+    asked = {name: [given[name] for given in (shares, limits) if name in given] for name in dense}
+    return {name: min(limit.amount(dense[name]) for limit in found) for name, found in asked.items() if found}
