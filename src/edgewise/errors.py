@@ -8,6 +8,7 @@ EdgewiseError                  the command ends with exit code 1
 │   ├── ModelError             weights that do not fit, a forward that raises, a wrong output shape
 │   │   └── UnsupportedOp      an operator the channel graph has no rule for
 │   ├── BudgetError            a budget that no allowed widths can meet
+│   │   └── AlignmentError     one that only widths between the aligned ones could meet: exit code 3
 │   ├── RunFolderError         a run folder that exists, is missing, or was changed by hand
 │   └── MissingExtra           an optional dependency that is not installed
 ├── TrainingDiverged           the loss became NaN or infinite
@@ -53,6 +54,12 @@ class UnsupportedOp(ModelError):  # noqa: N818
 
 class BudgetError(UserError):
     """A budget that no allowed widths can meet; the message holds the least possible."""
+
+
+class AlignmentError(BudgetError):
+    """A budget that could be met, but not with widths that are multiples of what was asked."""
+
+    exit_code = 3
 
 
 class RunFolderError(UserError):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.cost import Budget, CostModel, cost_of
-from edgewise.errors import BudgetError
+from edgewise.errors import AlignmentError, BudgetError
 from edgewise.graph import shrink, trace
 from edgewise.models import build
 from edgewise.prune import ALLOCATIONS, Prune, allocate, prune, score
@@ -129,6 +129,34 @@ def test_a_budget_below_the_floors_says_the_least_possible(resnet: nn.Module) ->
         BudgetError, match=r"macs cannot go down to .*: the least possible is \d+ \(0\.\d+ of the dense"
     ):
         allocate(graph, scores=score(graph, "l2"), budget=Budget(macs=0.1), round_to=16, floor=0.5)
+
+
+def test_a_budget_that_the_alignment_alone_prevents_says_so(resnet: nn.Module) -> None:
+    graph = trace(resnet, EXAMPLE)
+    scores = score(graph, "l2")
+    with pytest.raises(
+        AlignmentError, match=r"peak_activation_bytes cannot .* round_to = 16 .*; widths between those multiples could"
+    ) as error:
+        allocate(graph, scores=scores, budget=Budget(peak_activation_bytes=0.5), round_to=16)
+    assert error.value.exit_code == 3
+    with pytest.raises(BudgetError, match="the least possible") as error:  # nor could any other widths
+        allocate(graph, scores=scores, budget=Budget(peak_activation_bytes=0.01), round_to=16)
+    assert error.value.exit_code == 2
+
+
+def test_two_limits_that_cannot_both_hold_are_named(resnet: nn.Module) -> None:
+    """On a machine where narrow layers are slow, as int8 kernels are, few MACs and little time exclude each other."""
+    graph = trace(resnet, EXAMPLE)
+
+    def slow_if_narrow(widths: Tensor) -> np.ndarray:
+        return 1.0 + np.sum(np.asarray(widths) < graph.sizes, axis=-1)
+
+    model = CostModel(graph, {"latency_s": slow_if_narrow})
+    budget = Budget(macs=0.5, params=0.9, latency_s=1.5)
+    with pytest.raises(
+        BudgetError, match=r"macs of at most \d+ and latency_s of at most 1\.5 cannot both hold, .* latency_s is"
+    ):
+        allocate(graph, scores=score(graph, "l2"), budget=budget, allocation="knapsack", cost_model=model)
 
 
 def test_only_the_named_groups_shrink(resnet: nn.Module) -> None:

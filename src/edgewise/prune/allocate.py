@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from edgewise.cost.budget import Budget, exceeded
 from edgewise.cost.static import CostModel
-from edgewise.errors import BudgetError
+from edgewise.errors import AlignmentError, BudgetError
 from edgewise.graph.branches import Branch
 from edgewise.graph.groups import Graph, Group
 from edgewise.graph.trace import Atoms
@@ -104,7 +105,9 @@ def allocate(
 
     Raises:
         ValueError: an unknown allocation, normalisation or group, `round_to` < 1, a floor outside [0, 1].
-        BudgetError: no aligned widths at or over the floor fit; the message holds the least possible.
+        BudgetError: no aligned widths at or over the floor fit; the message holds the least possible, or names two
+            limits of which each can be met, but not both.
+        AlignmentError: widths between the multiples of `round_to` would fit.
     """
     if allocation not in ALLOCATIONS:
         raise ValueError(f'allocation "{allocation}" is none of {", ".join(ALLOCATIONS)}')
@@ -122,20 +125,63 @@ def allocate(
     model = cost_model or CostModel(graph, branches=gone)
     limits = budget.limits(model)
     ranked = [_ranked(graph, graph.groups[g], scores, normalize) for g in chosen]
+    ranking = dict(zip(chosen, ranked, strict=True))
     sizes = graph.sizes
-    least = sizes.copy()
-    least[chosen] = [_least(graph.groups[g], round_to, floor) for g in chosen]
-    counts = {name: limit for name, limit in limits.items() if name not in model.foretold}
-    widths = least
-    if not exceeded(model, least, counts):  # a latency may be lower at other widths than the least
-        ranking = dict(zip(chosen, ranked, strict=True))
-        widths = ALLOCATIONS[allocation](Problem(model, ranking, least, limits, round_to, gone))
+
+    def problem(limits: Mapping[str, float], round_to: int = round_to) -> Problem:
+        least = sizes.copy()
+        least[chosen] = [_least(graph.groups[g], round_to, floor) for g in chosen]
+        return Problem(model, ranking, least, limits, round_to, gone)
+
+    widths = _solved(problem(limits), allocation)
     if over := exceeded(model, widths, limits):
+        if pair := _conflict(model, limits, lambda some: _solved(problem(some), allocation)):
+            raise BudgetError(
+                _cannot_both(model, pair, limits, _solved(problem({pair[0]: limits[pair[0]]}), allocation))
+            )
         may = f"{len(allowed)} may shrink, {len(scores)} have scores"
-        raise BudgetError(_out_of_reach(model, over[0], limits, widths, round_to, floor, may))
+        message = _out_of_reach(model, over[0], limits, widths, round_to, floor, may)
+        counts = _counts(model, limits)
+        if over[0] in counts and not exceeded(model, problem(limits, round_to=1).least, counts):
+            raise AlignmentError(f"{message}; widths between those multiples could meet it")
+        raise BudgetError(message)
     return {
         graph.groups[g].name: top(scores[graph.groups[g].name], int(widths[g])) for g in chosen if widths[g] < sizes[g]
     }
+
+
+def _counts(model: CostModel, limits: Mapping[str, float]) -> dict[str, float]:
+    """Return the limits on what grows with every width; a latency may be lower at other widths than the least."""
+    return {name: limit for name, limit in limits.items() if name not in model.foretold}
+
+
+def _solved(problem: Problem, allocation: str) -> Widths:
+    """Return widths within the limits, or those nearest to them where none are."""
+    if exceeded(problem.model, problem.least, _counts(problem.model, problem.limits)):
+        return problem.least
+    return ALLOCATIONS[allocation](problem)
+
+
+def _conflict(
+    model: CostModel, limits: Mapping[str, float], solve: Callable[[Mapping[str, float]], Widths]
+) -> tuple[str, str] | None:
+    """Return two limits each of which can be met, but not both; None where there are none such."""
+
+    def can(*names: str) -> bool:
+        some = {name: limits[name] for name in names}
+        return not exceeded(model, solve(some), some)
+
+    alone = [name for name in limits if can(name)]
+    return next((pair for pair in combinations(alone, 2) if not can(*pair)), None)
+
+
+def _cannot_both(model: CostModel, pair: tuple[str, str], limits: Mapping[str, float], widths: Widths) -> str:
+    """Say that two limits cannot be held together."""
+    first, second = pair
+    return (
+        f"{first} of at most {_shown(limits[first])} and {second} of at most {_shown(limits[second])} cannot both "
+        f"hold, though each can: with the first alone {second} is {_shown(float(model.quantity(second, widths)))}"
+    )
 
 
 def _shown(amount: float) -> str:
