@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "edgewise"
 LAYERS = [
     {"__init__", "__main__", "cli", "catalog"},
     {
+        "plan",
         "run",
         "folder",
         "layout",

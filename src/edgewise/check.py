@@ -92,7 +92,7 @@ def _result(context: Context, held: Tensor) -> Iterator[Check]:
             yield compare_float(model, artifact, held)
         else:
             yield from compare_int8(model, artifact, held)
-        accuracy = context.artifact_accuracy(artifact)
+        accuracy = context.artifact_accuracy(artifact, context.data.test)
     else:
         accuracy = context.accuracy(model)
     stated = read_json(folder / RESULTS)["compressed"]["accuracy"]

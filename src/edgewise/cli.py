@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,26 +32,55 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 # -- commands -------------------------------------------------------------------------------------------------------
 
 
+def limit(of: str, example: str) -> Any:
+    """Return the option of a limit."""
+    return typer.Option(help=f"At most this {of}, such as {example}, or a share of the dense float network's: 60%.")
+
+
 @app.command()
 def compress(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/demo.toml.")],
+    what: Annotated[
+        str, typer.Argument(help="A recipe such as recipes/demo.toml; or a model, with --data and limits.")
+    ],
+    data: Annotated[str | None, typer.Option(help="Of a model: fashion-mnist, cifar10, pack:FOLDER ...")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Trained weights; without them it is trained first.")] = None,
+    max_latency: Annotated[str | None, limit("time for an image", "2ms")] = None,
+    max_size: Annotated[str | None, limit("space on disk", "200KB")] = None,
+    max_memory: Annotated[str | None, limit("memory for activations", "64KB")] = None,
+    max_macs: Annotated[str | None, limit("many multiply-accumulates", "20M")] = None,
+    max_params: Annotated[str | None, limit("many parameters", "100k")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="At most so many accuracy points may be lost.")] = None,
+    runtime: Annotated[str, typer.Option(help="Where a model's artifact will run.")] = "onnxruntime",
+    threads: Annotated[int, typer.Option(help="Threads that it may use there.")] = 1,
+    epochs: Annotated[int | None, typer.Option(help="Of recovery after a model was pruned.")] = None,
+    dense_epochs: Annotated[int | None, typer.Option(help="Of a model's own training, without --weights.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME by default.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: step.0.epochs=3.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Carry out a recipe: train, prune, quantise, export, measure, report."""
-    from edgewise.recipe import read
-    from edgewise.run import compress as carry_out
-
-    plan = read(recipe, changes or [])
+    """Carry out a recipe, or make a model fit a budget: prune, recover, quantise, export, measure, report."""
+    limits = {"latency": max_latency, "size": max_size, "memory": max_memory, "macs": max_macs, "params": max_params}
+    given: dict[str, Any] = {
+        "data": data,
+        "weights": weights,
+        "epochs": epochs,
+        "dense_epochs": dense_epochs,
+        "budget": {name: value for name, value in (limits | {"drop": max_drop}).items() if value is not None} or None,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    carry_out: Any = (
+        by_recipe(Path(what), changes or [], given)
+        if what.endswith(".toml")
+        else within_budget(what, given | {"runtime": runtime, "threads": threads}, changes or [])
+    )
     with bars(quiet=as_json) as (progress, console):
 
         def log(row: dict[str, Any]) -> None:
             with keep_going():
                 console.print(step_line(row))
 
-        finished = carry_out(plan, out, resume=resume, progress=progress, log=log)
+        finished = carry_out(out, resume=resume, progress=progress, log=log)
     if finished.before and not as_json:
         print(f"{finished.folder}: was finished already; nothing was left to do")
     if as_json:
@@ -59,6 +89,45 @@ def compress(
         with keep_going():
             print_finished(console, finished)
     raise typer.Exit(0 if finished.budget_met else 3)
+
+
+def by_recipe(path: Path, changes: list[str], given: dict[str, Any]) -> Callable[..., Any]:
+    """Return what carries a recipe out."""
+    from edgewise.errors import UserError
+    from edgewise.recipe import read
+    from edgewise.run import compress as carry_out
+
+    if given:
+        option = "--max-..." if (name := min(given)) == "budget" else "--" + name.replace("_", "-")
+        raise UserError(f"{option} goes with a model; a recipe says it itself: change {path} or take --set")
+    return partial(carry_out, read(path, changes))
+
+
+def within_budget(model: str, given: dict[str, Any], changes: list[str]) -> Callable[..., Any]:
+    """Return what makes a model fit a budget."""
+    from edgewise.budget import COLUMNS, Limits
+    from edgewise.errors import UserError
+    from edgewise.plan import Wish, compress_within, run_name, training_precision
+
+    if changes:
+        raise UserError("--set changes a recipe's settings; the recipe of a model is written by the command")
+    if "data" not in given:
+        raise UserError(f'"{model}" is a model (a recipe ends in .toml): say what it sees with --data, such as cifar10')
+    if "budget" not in given:
+        raise UserError("say what it must fit: --max-latency, --max-size, --max-memory, --max-macs, --max-params")
+    weights = given.pop("weights", None)
+    try:
+        wish = Wish(
+            model=model,
+            weights=None if weights is None else str(weights),
+            name=run_name(model),
+            precision=training_precision(),
+            **given | {"budget": Limits(**given["budget"])},
+        )
+    except ValueError as error:
+        first = str(error).partition(" ")[0]
+        raise UserError(f"--{'max-' if first in COLUMNS else ''}{error}") from error
+    return partial(compress_within, wish)
 
 
 @app.command()

@@ -89,6 +89,7 @@ class Recipe:
         held: share of the training split that is held out for every choice a method makes.
         device: where training runs: "cpu", "cuda", or "auto" for the accelerator if there is one.
         budget: limits that the result is held against.
+        notes: why the recipe is as it is, for people.
         step: what is done, in order.
     """
 
@@ -103,6 +104,7 @@ class Recipe:
     held: float = 0.05
     device: str = "auto"
     budget: Limits | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.step:

@@ -103,7 +103,7 @@ def compress(
     folder = choose(recipe, Path(out) if out else None, resume)
     if (folder / MANIFEST).exists():
         return Finished(folder, read_json(folder / RESULTS), before=True)
-    context, initial = _prepare(recipe, progress)
+    context, initial = prepare(recipe, progress)
     with held(folder, recipe, resume):
         return _carry_out(replace(context, folder=folder), initial, log or (lambda _: None))
 
@@ -133,8 +133,12 @@ def _carry_out(context: Context, initial: nn.Module, log: Callable[[dict[str, An
 # -- before the steps -----------------------------------------------------------------------------------------------
 
 
-def _prepare(recipe: Recipe, progress: Progress | None) -> tuple[Context, nn.Module]:
-    """Load the data and make the network, and find whatever is wrong with them before anything is written."""
+def prepare(recipe: Recipe, progress: Progress | None = None) -> tuple[Context, nn.Module]:
+    """Load the data and make the network, and find whatever is wrong with them; nothing is written.
+
+    Returns:
+        What the run's steps share, its folder left open; and the network it starts from.
+    """
     images = data.load(recipe.data, held=recipe.held, size=recipe.size, progress=progress)
     channels, side, _ = images.input_shape
     builder = Builder(recipe.model, len(images.classes), channels, side, recipe.width)
@@ -280,6 +284,7 @@ def _results(context: Context, dense: Path) -> dict[str, Any]:
         "model": recipe.model,
         "data": recipe.data,
         "data_note": images.note,
+        "plan": list(recipe.notes),
         "classes": list(images.classes),
         "input_shape": list(images.input_shape),
         "mean": list(images.mean),

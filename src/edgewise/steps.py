@@ -74,10 +74,10 @@ class Context:
         """What the network learns; a training step adds its augmentation and smoothing."""
         return Classification(self.data.mean, self.data.std, len(self.data.classes))
 
-    @property
-    def limits(self) -> dict[str, Limit]:
-        """What the recipe's budget says of an artifact, by column; nothing where there is no budget."""
-        return self.recipe.budget.by_column() if self.recipe.budget else {}
+    def limits(self, share: float) -> dict[str, Limit]:
+        """Return a share of what the recipe's budget says of an artifact, by column; nothing where it has none."""
+        limits = self.recipe.budget.by_column() if self.recipe.budget else {}
+        return {name: Limit(share * limit.value, limit.of_dense) for name, limit in limits.items()}
 
     def inputs(self, split: Split) -> Tensor:
         """Return the images of a split as the network sees them, float32 ``[N, C, H, W]``."""
@@ -93,10 +93,16 @@ class Context:
         """Return the accuracy on the test split, a fraction. It is reported and decides nothing."""
         return evaluate(model, self.task, self.data.test, device=self.device)
 
-    def artifact_accuracy(self, path: Path) -> float:
-        """Return the accuracy of an ONNX file on the test split, a fraction."""
-        logits = torch.cat([outputs(path, self.inputs(part)) for part in _parts(self.data.test)])
-        return self.task.metric(logits, self.data.test.labels.cpu())
+    def artifact_accuracy(self, path: Path, split: Split) -> float:
+        """Return the accuracy of an ONNX file on a split, a fraction."""
+        logits = torch.cat([outputs(path, self.inputs(part)) for part in _parts(split)])
+        return self.task.metric(logits, split.labels.cpu())
+
+    def calibration(self, images: int, seed: int) -> Tensor:
+        """Return training images as the network sees them, drawn at random; all of them where there are no more."""
+        train = self.data.train
+        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images]
+        return normalize(train.images.cpu()[chosen], self.data.mean, self.data.std)
 
 
 def _parts(split: Split, size: int = 2048) -> list[Split]:
@@ -179,7 +185,7 @@ def _prune(context: Context, place: Place, config: Prune) -> Result:
         context.example,
         config,
         gradients=batches,
-        limits=context.limits if config.budget else {},
+        limits=context.limits(config.budget_share) if config.budget else {},
         reference=place.dense / ARTIFACT,
         seed=seed,
         progress=context.progress,
@@ -224,25 +230,21 @@ def _quantize(context: Context, place: Place, config: Quantize) -> Result:
     """Turn the network into an int8 artifact, calibrated on training images."""
     model = network.load(place.before)
     network.save(model, context.builder, place.after)
-    generator = torch.Generator().manual_seed(mixed_seed(context.recipe.seed, place.index))
-    chosen = torch.randperm(len(context.data.train), generator=generator)[: config.calibration]
-    split = Split(context.data.train.images.cpu()[chosen], context.data.train.labels.cpu()[chosen])
+    images = context.calibration(config.calibration, mixed_seed(context.recipe.seed, place.index))
     float_file = export(model, context.example, place.after / "float.onnx")
-    artifact = quantize_static(
-        float_file, place.after / ARTIFACT, context.inputs(split), config, progress=context.progress
-    )
+    artifact = quantize_static(float_file, place.after / ARTIFACT, images, config, progress=context.progress)
     float_file.unlink()
     checks = compare_int8(model, artifact, context.checked())
     require(checks)
-    base = row(context, model, context.artifact_accuracy(artifact))
+    base = row(context, model, context.artifact_accuracy(artifact, context.data.test))
     figures = {
         "weight_bytes": weight_bytes(artifact),
         **asdict(activation_cost(artifact)),
         "file_bytes": artifact.stat().st_size,
     }
     notes = []
-    if len(split) < config.calibration:
-        notes.append(f"calibrated on all {len(split)} training images; {config.calibration} were asked for")
+    if len(images) < config.calibration:
+        notes.append(f"calibrated on all {len(images)} training images; {config.calibration} were asked for")
     return {"row": {**base, **figures}, "checks": _dicts(checks), "notes": notes, "artifact": {"precision": "int8"}}
 
 

@@ -37,6 +37,7 @@ class Prune:
             Runtime, both as artifacts of `precision`.
         budget: keep within the recipe's [budget] too: size, latency, memory, MACs and parameters, the first three as
             measured on artifacts of `precision`.
+        budget_share: the share of each of those limits that pruning may use; less than 1 leaves room.
         precision: of the artifact that will be made of the network, on which latency, size and memory are measured.
         threads: that ONNX Runtime may use.
         round_to: widths become multiples of this; 8 or 16 is what the runtimes' kernels are made for.
@@ -56,6 +57,7 @@ class Prune:
     keep_params: float | None = None
     keep_latency: float | None = None
     budget: bool = False
+    budget_share: float = 1.0
     precision: Literal["float32", "int8"] = "float32"
     threads: int = 1
     round_to: int = 8
@@ -75,6 +77,8 @@ class Prune:
             raise ValueError(f"say how much to keep: {', '.join(keeps)}, each in (0, 1], or budget = true")
         if self.keep_latency is not None and self.round_to % FINEST:
             raise ValueError(f"round_to = {self.round_to}: latency is known at multiples of {FINEST} channels")
+        if not 0 < self.budget_share <= 1:
+            raise ValueError(f"budget_share = {self.budget_share}: a share lies in (0, 1]")
         if self.threads < 1:
             raise ValueError(f"threads = {self.threads}: at least 1")
         if self.round_to < 1:

@@ -1,0 +1,278 @@
+"""A recipe from a budget: measure what the dense network costs, in float and in int8, and write what is left to do.
+
+The float network is taken as it is where it is within the budget; the int8 one where that is, or whichever of the two
+needs less pruning. int8 is out of question where quantising alone loses more than may be lost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgewise import models
+from edgewise.budget import COLUMNS, Limits
+from edgewise.cost import cost_of
+from edgewise.devices.local import machine
+from edgewise.devices.measure import measure
+from edgewise.export.network import TENSORS
+from edgewise.export.onnx import export
+from edgewise.graph import trace
+from edgewise.layout import RECIPE
+from edgewise.progress import Progress
+from edgewise.quantize import Quantize, activation_cost, quantize_static
+from edgewise.recipe import Recipe, parse, read
+from edgewise.run import Finished, compress, prepare
+from edgewise.steps import Context
+from edgewise.train import evaluate
+from edgewise.train.config import Precision
+from edgewise.units import format_quantity
+
+DENSE_EPOCHS, EPOCHS = 30, 10
+MAY_LOSE_PT = 1.0  # by quantising, where the budget says nothing of accuracy
+SECONDS = 5.0
+ATTEMPTS = 3
+CLOSER = 0.97  # of what a missed limit on the latency is tightened to beside the excess, for the next attempt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is wanted: a network for a budget.
+
+    Args:
+        model, data, weights, seed: as in a recipe; without weights the dense network is trained first.
+        budget: the limits.
+        runtime: where the artifact will run.
+        threads: that it may use there.
+        epochs: of recovery after pruning.
+        dense_epochs: of the dense network's training, where it is trained.
+        precision: of the training.
+        name: of the run's default folder.
+    """
+
+    model: str
+    data: str
+    budget: Limits
+    weights: str | None = None
+    seed: int = 0
+    runtime: str = "onnxruntime"
+    threads: int = 1
+    epochs: int = EPOCHS
+    dense_epochs: int = DENSE_EPOCHS
+    precision: Precision = "float32"
+    name: str = "run"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "dense_epochs", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+
+    @property
+    def measure_step(self) -> dict[str, Any]:
+        """The step that measures the artifact where it will run."""
+        return {"kind": "measure", "runtime": self.runtime, "threads": self.threads, "seconds": SECONDS}
+
+    def recipe(self, steps: list[dict[str, Any]], *, dense: bool = False, notes: tuple[str, ...] = ()) -> Recipe:
+        """Return a recipe of these steps, or one that only trains the dense network."""
+        table: dict[str, Any] = {"model": self.model, "data": self.data, "seed": self.seed, "step": steps}
+        if dense:
+            return parse({**table, "name": f"{self.name}-dense"}, "compress")
+        budget = {name: value for name, value in dataclasses.asdict(self.budget).items() if value is not None}
+        table |= {"name": self.name, "budget": budget, "notes": notes}
+        return parse(table | ({} if self.weights is None else {"weights": self.weights}), "compress")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """What the unpruned network costs as an artifact of one precision.
+
+    Args:
+        figures: by the columns of results.json that a budget limits.
+        accuracy: on held-out images, a fraction.
+    """
+
+    figures: Mapping[str, float]
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done with the dense network, and why, in words."""
+
+    precision: str
+    prune: bool
+    notes: tuple[str, ...]
+
+
+def run_name(model: str) -> str:
+    """Return a name for a run's folder, of the letters and digits of a model's name.
+
+    >>> run_name("timm:resnet18.a1_in1k"), run_name("nets/mine.py:small")
+    ('timm-resnet18.a1_in1k', 'mine-small')
+    """
+    return re.sub(r"[^\w.]+", "-", re.sub(r"^.*/|\.py(?=:)", "", model)).strip("-.") or "run"
+
+
+def training_precision() -> Precision:
+    """Return the faster precision of training here: bfloat16 on a GPU or where the processor has tiles for it."""
+    fast = torch.cuda.is_available() or "amx_bf16" in machine()["cpu_flags"]
+    return "bfloat16" if fast else "float32"
+
+
+def compress_within(
+    wish: Wish,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
+) -> Finished:
+    """Make a network that is within a budget, and measure that it is.
+
+    The recipe is chosen by measurement and written into the run folder. Where the finished artifact's latency misses
+    its limit though the pruned candidate held it, another run with tighter widths is made, in a folder beside it.
+
+    Args:
+        wish: the network, its data, the budget.
+        out: the run's folder; by default ``runs/<name>``. The dense network is trained in ``<out>-dense``, where no
+            weights are given, and is found there again by the next wish.
+        resume: go on with the run that was interrupted in that folder, by the recipe that was chosen for it.
+        progress: is told (what, done, total) while something lasts.
+        log: is given each row of results.json as it is known.
+
+    Raises:
+        UserError: what `edgewise.run.compress` raises, and a budget that no widths can meet.
+    """
+    folder = out or Path("runs") / wish.name
+    if resume and (folder / RECIPE).exists():
+        return compress(read(folder / RECIPE), folder, resume=True, progress=progress, log=log)
+    dense = wish.recipe([{"kind": "export"}, wish.measure_step])
+    context, model = prepare(dense, progress)
+    if wish.weights is None:
+        wish = dataclasses.replace(wish, weights=str(_trained(wish, folder, progress, log)))
+        model = models.load_weights(model, Path(str(wish.weights)))
+    decision = decide(survey(context, model, wish.threads, wish.runtime), wish.budget)
+    share = 1.0
+    for attempt in range(1, ATTEMPTS + 1):
+        place = folder if attempt == 1 else folder.with_name(f"{folder.name}-{attempt}")
+        finished = compress(plan(wish, decision, share), place, progress=progress, log=log)
+        latency = (finished.results["budget"] or {}).get("latency")
+        if not decision.prune or latency is None or latency["met"] or not latency["value"]:
+            break
+        share *= CLOSER * latency["limit"] / latency["value"]
+    return finished
+
+
+def survey(context: Context, model: nn.Module, threads: int, runtime: str = "onnxruntime") -> dict[str, Dense]:
+    """Measure what a network costs in float and in int8, and how accurate it is on held-out images.
+
+    Args:
+        context: its data, and where evaluation runs.
+        model: the network with its weights.
+        threads: that the runtime may use.
+        runtime: where its artifacts run.
+    """
+    held = context.data.held
+    cost = cost_of(trace(model, context.example))
+    with TemporaryDirectory(prefix="edgewise-") as folder:
+        floating = export(model, context.example, Path(folder) / "float32.onnx")
+        quantize = Quantize()
+        images = context.calibration(quantize.calibration, context.recipe.seed)
+        whole = quantize_static(floating, Path(folder) / "int8.onnx", images, quantize, progress=context.progress)
+        files = {"float32": floating, "int8": whole}
+        measured = measure(
+            list(files.values()), runtime=runtime, threads=threads, seconds=SECONDS, progress=context.progress
+        )
+        accuracy = {
+            "float32": evaluate(model, context.task, held, device=context.device),
+            "int8": context.artifact_accuracy(whole, held),
+        }
+        return {
+            precision: Dense(
+                {
+                    "macs": cost.macs,
+                    "params": cost.params,
+                    "file_bytes": path.stat().st_size,
+                    "peak_activation_bytes": activation_cost(path).peak_activation_bytes,
+                    "latency_s": found.latency_s,
+                },
+                accuracy[precision],
+            )
+            for (precision, path), found in zip(files.items(), measured, strict=True)
+        }
+
+
+def decide(dense: Mapping[str, Dense], budget: Limits) -> Decision:
+    """Choose the precision, and say whether anything has to be pruned.
+
+    Args:
+        dense: by precision, "float32" and "int8".
+        budget: shares in it are of the float network.
+    """
+    floating, whole = dense["float32"], dense["int8"]
+    over = {precision: _over(one.figures, floating.figures, budget) for precision, one in dense.items()}
+    lost_pt = (floating.accuracy - whole.accuracy) * 100
+    may_lose_pt = MAY_LOSE_PT if budget.drop is None else budget.drop
+    notes = [f"dense {precision}: {_told(one, budget)}" for precision, one in dense.items()]
+
+    def decision(precision: str, why: str) -> Decision:
+        prune = over[precision] > 1
+        done = f"; it is {over[precision]:.2f} times over, so it is pruned" if prune else "; nothing is pruned"
+        return Decision(precision, prune, (*notes, f"{precision}: {why}{done}"))
+
+    if over["float32"] <= 1:
+        return decision("float32", "the dense float network is within the budget")
+    if lost_pt > may_lose_pt:
+        return decision("float32", f"int8 alone loses {lost_pt:.2f} points on held-out images, {may_lose_pt:g} may go")
+    if over["int8"] <= over["float32"]:
+        return decision("int8", f"nearer to the budget, and loses {lost_pt:.2f} points on held-out images")
+    return decision("float32", "nearer to the budget than int8")
+
+
+def plan(wish: Wish, decision: Decision, share: float = 1.0) -> Recipe:
+    """Write the recipe that a decision comes to.
+
+    Args:
+        wish: what is wanted.
+        decision: what was decided for it.
+        share: of each limit that pruning may use.
+    """
+    steps: list[dict[str, Any]] = []
+    if decision.prune:
+        prune = {"kind": "prune", "allocate": "knapsack", "budget": True, "budget_share": share}
+        steps.append({**prune, "precision": decision.precision, "threads": wish.threads})
+        distil = {"kind": "distill"}
+        steps.append({"kind": "train", "epochs": wish.epochs, "precision": wish.precision, "method": [distil]})
+    if decision.precision == "int8":
+        steps.append({"kind": "quantize"})
+    return wish.recipe([*steps, {"kind": "export"}, wish.measure_step], notes=decision.notes)
+
+
+def _trained(wish: Wish, folder: Path, progress: Progress | None, log: Callable[[dict[str, Any]], None] | None) -> Path:
+    """Train the dense network in a run of its own, or find the one that is trained; return its weights."""
+    place = folder.with_name(f"{folder.name}-dense")
+    recipe = wish.recipe(
+        [{"kind": "train", "epochs": wish.dense_epochs, "precision": wish.precision}, {"kind": "export"}], dense=True
+    )
+    compress(recipe, place, resume=(place / RECIPE).exists(), progress=progress, log=log)
+    return place / TENSORS
+
+
+def _over(figures: Mapping[str, float], reference: Mapping[str, float], budget: Limits) -> float:
+    """Return by what factor the worst figure exceeds its limit."""
+    limits = budget.by_column()
+    return max((figures[name] / limit.amount(reference[name]) for name, limit in limits.items()), default=0.0)
+
+
+def _told(dense: Dense, budget: Limits) -> str:
+    """Say what a network costs of what the budget limits."""
+    columns = [COLUMNS[name].column for name in budget.limits() if name != "drop"]
+    figures = [f"{name} {format_quantity(name, dense.figures[name])}" for name in columns]
+    return ", ".join([*figures, f"accuracy {dense.accuracy:.2%} on held-out images"])
