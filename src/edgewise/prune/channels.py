@@ -165,11 +165,16 @@ def _vanish(graph: Graph, groups: Sequence[Group]) -> bool:
 
 
 def _drawn(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Copy a network to the CPU in float64 with numbers as after a training: none 0, no two alike."""
+    """Copy a network to the CPU in float64 with numbers drawn at random, none of them 0.
+
+    Running means are below 0: what a normalisation makes of a zero channel is then above 0, and passes a ReLU.
+    """
     drawn = copy.deepcopy(model).to("cpu", torch.float64)
     with torch.no_grad():
-        for tensor in (*drawn.parameters(), *drawn.buffers()):
-            if tensor.dim() == 1 and tensor.is_floating_point():
+        for name, tensor in (*drawn.named_parameters(), *drawn.named_buffers()):
+            if name.endswith("running_mean"):
+                tensor.uniform_(-1.5, -0.5, generator=generator)
+            elif tensor.dim() == 1 and tensor.is_floating_point():
                 tensor.uniform_(0.5, 1.5, generator=generator)
             elif tensor.is_floating_point():
                 tensor.normal_(0, max(1, tensor[:1].numel()) ** -0.5, generator=generator)
