@@ -1,10 +1,9 @@
 """What a pruning method adds to a training step: its time over that of the same step without it; the goal is 1.05.
 
-ResNet-20, batches of 128 images of CIFAR's size (random numbers: their values cost nothing), SGD with Nesterov momentum.
-All trainings live in one process and make a step each in turn, so that whatever else the machine does falls on all of
-them alike; the figure is the ratio of the medians. A method's step is timed where it has the most to do all along
-(HESSO scaling channels, with a choice of channels every ten steps; DHSPG penalising) and, for HESSO, once it only holds
-its zeros.
+ResNet-20, batches of 128 random images of CIFAR's size, SGD with Nesterov momentum. All trainings live in one process
+and make a step each in turn, so that whatever else the machine does falls on all of them alike; the figure is the
+ratio of the medians. A method is timed where it has the most to do all along (HESSO scaling channels, with a choice
+of channels every ten steps; DHSPG penalising) and, for HESSO, once it only holds its zeros.
 
 Usage: python benchmarks/method_cost.py [--rounds 60] [--device cpu] [--precision float32] [--threads 1]
 The last line of stdout is JSON.
@@ -20,13 +19,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from train_loop import processor
 
 import edgewise as ew
 from edgewise.prune import Dhspg, DhspgPruning, Hesso, HessoPruning
 from edgewise.train import TrainConfig, TrainingMethod
 from edgewise.train.forward import autocast, image_layout, weight_layout
 from edgewise.train.optimizer import build_optimizer
+from train_loop import processor
 
 BATCH, SIDE, STEPS_PER_EPOCH = 128, 32, 1000
 EXAMPLE = torch.zeros(1, 3, SIDE, SIDE)

@@ -6,7 +6,9 @@ from torch import Tensor
 
 from edgewise.errors import RecipeError
 from edgewise.export.verify import compare_networks
+from edgewise.models import build
 from edgewise.prune import Hesso, HessoPruning, Prune, prune
+from edgewise.prune.channels import channels_to_zero
 from edgewise.train import TrainConfig
 from prune.by_hand import CHANNELS, EXAMPLE, Bare, assert_same, put, rows, small_net, zero
 
@@ -106,6 +108,23 @@ def test_channels_that_are_zero_already_are_the_first_to_go() -> None:
     for _ in range(6):
         bare.step()
     assert zero(bare.parameters()) == dead
+
+
+def test_the_zeros_after_each_period_are_those_the_authors_print() -> None:
+    # Their notebook of ResNet-18 on CIFAR-10 at 0.7: num_grp_redund after each of the ten epochs of pruning.
+    printed = [201, 402, 603, 804, 1005, 1206, 1407, 1608, 1809, 2015]
+    net, method = build("resnet18", classes=10), HessoPruning(torch.zeros(1, 3, 32, 32), Hesso(sparsity=0.7))
+    method.start(net, TrainConfig(epochs=100), 1)  # ten steps, then ten periods of one
+    generator = torch.Generator().manual_seed(0)
+    counts = []
+    with torch.no_grad():
+        for step in range(20):
+            method.gradients(net)
+            for parameter in net.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=1e-3)
+            method.after_step(net, step, 0.1)
+            counts.append(int(channels_to_zero(net, torch.zeros(1, 3, 32, 32)).zeros().sum()) if step > 8 else 0)
+    assert counts[9:] == [0, *printed]
 
 
 @pytest.mark.parametrize("round_to", [2, 4])
