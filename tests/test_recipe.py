@@ -81,6 +81,35 @@ def test_our_own_recipes_are_valid(path: Path) -> None:
     assert isinstance(read(path), Recipe)
 
 
+def test_a_method_without_a_teacher_may_act_in_the_first_training(tmp_path: Path) -> None:
+    first = 'epochs = 3\n[[step.method]]\nkind = "hesso"\nsparsity = 0.5\nweights = [1, 0, 0, 0, 0]'
+    zero = 'kind = "prune"\nallocate = "zero"'
+    text = GOOD.replace("epochs = 3", first).replace('kind = "prune"\nkeep_macs = 0.5', zero)
+    text = text.replace(
+        'kind = "distill"\ntemperature = 2.0', 'kind = "distill"\n[[step.method]]\nkind = "dhspg"\nsparsity = 0.2'
+    )
+    recipe = read(write(tmp_path, text))
+    assert [method.kind for step in (recipe.step[0], recipe.step[2]) for method in step.method] == [
+        "hesso",
+        "distill",
+        "dhspg",
+    ]
+    assert recipe.step[0].method[0].weights == (1, 0, 0, 0, 0)
+    assert read(write(tmp_path, to_toml(recipe))) == recipe
+    for old, new, message in (
+        ("sparsity = 0.5", "sparsity = 1.5", r"step\.0\.method\.0: sparsity is 1\.5; it must be in \(0, 1\)"),
+        ("sparsity = 0.5", "", r'the key "step\.0\.method\.0\.sparsity" is missing'),
+        ('allocate = "zero"', 'allocate = "zero"\nkeep_macs = 0.5', r'step\.1: keep_macs = 0\.5: allocate = "zero"'),
+        (
+            'kind = "hesso"\nsparsity = 0.5\nweights = [1, 0, 0, 0, 0]',
+            'kind = "distill"',
+            "put it after the prune step",
+        ),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            read(write(tmp_path, text.replace(old, new)))
+
+
 def test_settings_can_be_changed(tmp_path: Path) -> None:
     changes = ["step.0.epochs=9", "seed = 3", "step.1.importance=l1", "budget.latency=1 ms", "step.0.augment=['flip']"]
     recipe = read(write(tmp_path, GOOD), changes)

@@ -24,7 +24,7 @@ from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, RECIPE, RESULTS, S
 from edgewise.prune.structured import Prune
 from edgewise.recipe import Recipe, read
 from edgewise.run import files, sealed
-from edgewise.steps import Context, read_result, removal_checks
+from edgewise.steps import Context, read_result, removal_checks, zero_checks
 
 MOVED = 0.005  # of the test images: another processor rounds differently, which may move one across a boundary
 
@@ -78,7 +78,8 @@ def _pruned(context: Context, held: Tensor) -> Iterator[Check]:
         yield Check(
             f"{here.name}: weights are the kept ones", not other, len(other), 0, "tensors", ", ".join(other[:3])
         )
-        for proof in removal_checks(whole, graph, keep, held):
+        zeros = zero_checks(whole, small, held) if step.allocate == "zero" else []
+        for proof in [*removal_checks(whole, graph, keep, held), *zeros]:
             yield replace(proof, name=f"{here.name}: {proof.name}")
 
 

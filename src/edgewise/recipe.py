@@ -21,6 +21,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from edgewise.budget import Limits
 from edgewise.distill.logits import Distill
 from edgewise.errors import RecipeError, nearest
+from edgewise.prune.dhspg import Dhspg
+from edgewise.prune.hesso import Hesso
 from edgewise.prune.structured import Prune
 from edgewise.quantize.static import Quantize
 from edgewise.train.config import TrainConfig
@@ -30,7 +32,12 @@ from edgewise.train.config import TrainConfig
 class Train(TrainConfig):
     """A training step: how to train, and the methods that act meanwhile, in their order."""
 
-    method: tuple[Distill, ...] = ()
+    method: tuple[Annotated[Distill | Hesso | Dhspg, Field(discriminator="kind")], ...] = ()
+
+    @property
+    def distils(self) -> bool:
+        """Whether it needs this run's dense network as a teacher."""
+        return any(isinstance(method, Distill) for method in self.method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,7 @@ STEPS: dict[str, type[Any]] = {
     "export": Export,
     "measure": Measure,
 }
-METHODS: dict[str, type[Any]] = {"distill": Distill}
+METHODS: dict[str, type[Any]] = {"distill": Distill, "hesso": Hesso, "dhspg": Dhspg}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +282,8 @@ def _dataclass_in(hint: Any) -> type[Any] | None:
 def _describe(error: ValidationError) -> str:
     """Say in one line what pydantic found first."""
     first = error.errors()[0]
-    parts = [str(part) for part in first["loc"] if part not in STEPS]  # the union's tag is not part of the path
+    tags = STEPS.keys() | METHODS.keys()  # of unions, which are not part of the path
+    parts = [str(part) for part in first["loc"] if part not in tags]
     path = ".".join(parts)
     if first["type"] == "missing":
         return f'the key "{path}" is missing'
@@ -299,9 +307,9 @@ def _check_order(recipe: Recipe, source: str) -> None:
             raise RecipeError(f"{where} comes after quantize: train and prune before the network is quantised")
         if isinstance(step, Measure) and not artifact:
             raise RecipeError(f"{where} has nothing to measure: put a quantize or export step before it")
-        if isinstance(step, Train) and step.method and recipe.dense_at == 0 and recipe.weights is None:
+        if isinstance(step, Train) and step.distils and recipe.dense_at == 0 and recipe.weights is None:
             raise RecipeError(f"{where} distils from this run's dense network, which this recipe never trains")
-        if isinstance(step, Train) and step.method and position < recipe.dense_at:
+        if isinstance(step, Train) and step.distils and position < recipe.dense_at:
             raise RecipeError(f"{where} distils from this run's dense network: put it after the prune step")
         quantized |= isinstance(step, Quantize)
         artifact = isinstance(step, Quantize | Export) or (artifact and not isinstance(step, Train | Prune))

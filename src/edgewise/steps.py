@@ -33,6 +33,8 @@ from edgewise.graph.trace import Atoms
 from edgewise.layout import ARTIFACT, CHECKPOINT, DENSE, RESULT
 from edgewise.progress import Progress
 from edgewise.prune.candidates import CARE
+from edgewise.prune.dhspg import Dhspg, DhspgPruning
+from edgewise.prune.hesso import Hesso, HessoPruning
 from edgewise.prune.structured import Prune, Pruned, prune
 from edgewise.quantize import Quantize, activation_cost, quantize_static, weight_bytes
 from edgewise.recipe import Export, Measure, Recipe, Train
@@ -167,6 +169,10 @@ def _train(context: Context, place: Place, config: Train) -> Result:
 
 def _method(context: Context, place: Place, config: Any) -> TrainingMethod:
     """Make the method that a training step's table asks for."""
+    if isinstance(config, Hesso):
+        return HessoPruning(context.example, config)
+    if isinstance(config, Dhspg):
+        return DhspgPruning(context.example, config)
     assert place.dense is not None  # the recipe's order was checked
     return LogitDistillation(network.load(place.dense).to(context.device), config)
 
@@ -192,6 +198,8 @@ def _prune(context: Context, place: Place, config: Prune) -> Result:
     )
     notes = [f'the width of "{name}" is written into the forward, so it stayed' for name in pruned.rigid]
     notes += [_tried(config, name, pruned) for name in pruned.limits if pruned.trials and name in CARE]
+    if config.allocate == "zero":
+        notes.append(_zeros_note(pruned.keep, pruned.graph))
     if gone := [name for name, kept in pruned.keep.items() if pruned.graph.takes_branch(name, kept)]:
         notes.append(f"whole branches went, by their inner channels: {', '.join(gone)}")
     if pruned.graph.unused:
@@ -199,9 +207,11 @@ def _prune(context: Context, place: Place, config: Prune) -> Result:
     if inexact := [name for name in pruned.keep if not pruned.graph.by_name[name].exact]:
         notes.append(f"removal is inexact, so not checked for equality: {', '.join(inexact)}")
     checks = removal_checks(model, pruned.graph, pruned.keep, context.checked())
-    require(checks)
     small = pruned.model
-    if config.recalibrate:
+    if config.allocate == "zero":
+        checks += zero_checks(model, small, context.checked())
+    require(checks)
+    if config.recalibrate and config.allocate != "zero":
         small = recalibrate(small, context.task, train, images=config.recalibrate, device=context.device)
     network.save(small, context.builder, place.after)
     widths = {g.name: [len(pruned.keep.get(g.name, range(g.size))), g.size] for g in pruned.graph.groups}
@@ -224,6 +234,17 @@ def removal_checks(model: nn.Module, graph: Graph, keep: Mapping[str, Atoms], im
     exact = {name: index for name, index in keep.items() if graph.by_name[name].exact}
     shrunk, silenced = shrink(model, graph, exact), silence(model, graph, exact)
     return [compare_networks(shrunk, silenced, images, name="shrunk equals silenced")] if exact else []
+
+
+def zero_checks(model: nn.Module, small: nn.Module, images: Tensor) -> list[Check]:
+    """Hold the network without its zero channels against the network as it was."""
+    return [compare_networks(small, model, images, name="shrunk equals the network with zeros")]
+
+
+def _zeros_note(keep: Mapping[str, Atoms], graph: Graph) -> str:
+    """Say how many channels were zero."""
+    lost = sum(graph.by_name[name].size - len(kept) for name, kept in keep.items())
+    return f"{lost} of {graph.sizes.sum()} channels were zero and went" if lost else "no channel is zero: nothing went"
 
 
 def _quantize(context: Context, place: Place, config: Quantize) -> Result:

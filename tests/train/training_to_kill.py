@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from edgewise.distill import Distill, LogitDistillation
+from edgewise.prune import Dhspg, DhspgPruning, Hesso, HessoPruning
 from edgewise.train import TrainConfig, TrainingMethod
 from train.tiny import tiny_net
 
@@ -16,12 +17,22 @@ CASES = {
     "adamw, bfloat16, mixup": TrainConfig(
         epochs=4, batch=32, optimizer="adamw", lr=0.01, precision="bfloat16", augment=("crop", "mixup")
     ),
+    "hesso, average": TrainConfig(epochs=4, batch=32, lr=0.05, ema=0.9),
+    "dhspg, distillation": TrainConfig(epochs=4, batch=32, lr=0.05),
 }
 
 
 def methods(case: str) -> list[TrainingMethod]:
     """Make the case's methods."""
-    return [LogitDistillation(tiny_net(seed=5), Distill())] if "distillation" in case else []
+    example = torch.zeros(1, 3, 8, 8)
+    made: list[TrainingMethod] = []
+    if "distillation" in case:
+        made.append(LogitDistillation(tiny_net(seed=5), Distill()))
+    if "hesso" in case:  # killed in the middle of its second period, resumed in that of its first
+        made.append(HessoPruning(example, Hesso(sparsity=0.5, start=0.1, duration=0.5, periods=2)))
+    if "dhspg" in case:  # resumed when three of four channels are zero
+        made.append(DhspgPruning(example, Dhspg(sparsity=0.5, start=0.1, penalty=1.6)))
+    return made
 
 
 if __name__ == "__main__":

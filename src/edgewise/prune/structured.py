@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from edgewise.graph.trace import Atoms
 from edgewise.progress import Progress
 from edgewise.prune.allocate import allocate
 from edgewise.prune.candidates import CARE, Candidates, Trial, within
+from edgewise.prune.channels import zero_channels
 from edgewise.prune.importance import IMPORTANCES, score
 
 
@@ -30,7 +31,8 @@ class Prune:
         importance: how channels are ranked.
         reduce: how the scores of a channel's several tensors become one.
         normalize: whether scores are divided by their group's mean before groups are compared.
-        allocate: how the budget is shared among the groups.
+        allocate: how the budget is shared among the groups; or "zero", which removes exactly the channels that are
+            zero, as `Hesso` and `Dhspg` leave them, and looks at nothing else here but `branches`.
         keep_macs: the share of the MACs to keep, in (0, 1].
         keep_params: the share of the parameters to keep, in (0, 1].
         keep_latency: the share of the dense network's latency to keep, in (0, 1], measured on this machine in ONNX
@@ -42,7 +44,7 @@ class Prune:
         threads: that ONNX Runtime may use.
         round_to: widths become multiples of this; 8 or 16 is what the runtimes' kernels are made for.
         floor: the least share of its channels that a group keeps, 0 to 1.
-        branches: the knapsack may take whole branches out that a residual path runs beside.
+        branches: "knapsack" and "zero" may take whole branches out that a residual path runs beside.
         inexact: also prune groups whose removal changes a normalisation's statistics.
         calibration: training images whose gradients rank the channels, where the importance needs them.
         recalibrate: images for the BatchNorm statistics of the pruned network; 0 leaves them as they are.
@@ -52,7 +54,7 @@ class Prune:
     importance: Literal["l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "random"] = "l2"
     reduce: Literal["mean", "max", "first"] = "mean"
     normalize: Literal["mean", "none"] = "mean"
-    allocate: Literal["uniform", "global", "isomorphic", "knapsack"] = "global"
+    allocate: Literal["uniform", "global", "isomorphic", "knapsack", "zero"] = "global"
     keep_macs: float | None = None
     keep_params: float | None = None
     keep_latency: float | None = None
@@ -73,7 +75,10 @@ class Prune:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} = {value}: a share to keep lies in (0, 1]")
-        if all(getattr(self, name) is None for name in keeps) and not self.budget:
+        given = [name for name in keeps if getattr(self, name) is not None] + ["budget"] * self.budget
+        if given and self.allocate == "zero":
+            raise ValueError(f'{given[0]} = {getattr(self, given[0])}: allocate = "zero" asks for no budget')
+        if not given and self.allocate != "zero":
             raise ValueError(f"say how much to keep: {', '.join(keeps)}, each in (0, 1], or budget = true")
         if self.keep_latency is not None and self.round_to % FINEST:
             raise ValueError(f"round_to = {self.round_to}: latency is known at multiples of {FINEST} channels")
@@ -113,7 +118,7 @@ class Pruned:
     graph: Graph
     keep: dict[str, Atoms]
     rigid: tuple[str, ...]
-    limits: Mapping[str, float]
+    limits: Mapping[str, float] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
 
 
@@ -135,7 +140,8 @@ def prune(
         example: an input of the right shape ``[N, C, H, W]``.
         config: what to remove.
         gradients: of the loss by parameter name, one mapping for each batch, where the importance needs them.
-        limits: that hold besides the config's, by quantity: those of `edgewise.cost.Budget`.
+        limits: that hold besides the config's: macs, params, latency_s, file_bytes or peak_activation_bytes, the last
+            three of the artifact.
         reference: the float artifact that limits as shares refer to; by default the network's own.
         seed: of random criteria.
         progress: is told (what, done, total) while candidates are measured.
@@ -146,6 +152,9 @@ def prune(
         UserError: more threads than this machine has cores.
     """
     graph = trace(model, example)
+    if config.allocate == "zero":
+        keep = zero_channels(graph, branches=config.branches)
+        return Pruned(shrink(model, graph, keep), graph, keep, graph.rigid)
     scores = score(graph, config.importance, gradients=gradients, reduce=config.reduce, seed=seed)
     rigid = list(graph.rigid)
     branches = config.branches and config.allocate == "knapsack"
