@@ -14,10 +14,10 @@ import json
 import platform
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
-from resnet20_chain import bar, trained
 from torch import nn
 
 from edgewise import data, models
@@ -32,6 +32,7 @@ from edgewise.prune import Prune, prune
 from edgewise.quantize import Quantize, quantize_static
 from edgewise.tasks.classification import Classification
 from edgewise.train import TrainConfig, evaluate, gradients, recalibrate
+from resnet20_chain import trained
 
 ROUND_TO = (8, 16, 32)
 
@@ -144,10 +145,9 @@ def compare(chain: Chain) -> list[dict[str, object]]:
     teacher = LogitDistillation(chain.dense, Distill())
     for share in chain.options.shares:
         arms: dict[str, nn.Module] = {"dense": chain.dense}
-        for name, cut in (
-            ("edgewise", lambda: chain.ours(share)),
-            *((f"Torch-Pruning {r}", lambda r=r: chain.theirs(r, share)) for r in ROUND_TO),
-        ):
+        cuts = {"edgewise": partial(chain.ours, share)}
+        cuts |= {f"Torch-Pruning {round_to}": partial(chain.theirs, round_to, share) for round_to in ROUND_TO}
+        for name, cut in cuts.items():
             key = f"{name.replace(' ', '-')}-{share}"
             small = pruned(chain, key, cut)
             if small is not None:
