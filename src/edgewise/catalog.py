@@ -27,7 +27,7 @@ def _runtimes() -> Rows:
 
 
 def _methods() -> Rows:
-    from edgewise.prune import ALLOCATIONS, IMPORTANCES
+    from edgewise.prune import ALLOCATIONS, IMPORTANCES, JUDGED
     from edgewise.recipe import METHODS, STEPS
 
     def first_line(thing: object) -> str:
@@ -38,6 +38,7 @@ def _methods() -> Rows:
         *((f"training method: {name}", first_line(config)) for name, config in METHODS.items()),
         *((f"importance: {name}", criterion.about) for name, criterion in IMPORTANCES.items()),
         *((f"allocation: {name}", first_line(function)) for name, function in ALLOCATIONS.items()),
+        *((f"allocation: {name}", first_line(settings)) for name, settings in JUDGED.items()),
     ]
 
 

@@ -163,6 +163,8 @@ def _check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> Non
         assert isinstance(config, Prune)
         if config.keep_macs is None and config.keep_params is None:
             return  # whether a latency can be reached is found by measuring
+        if config.judged:  # whose widths come from accuracies, at best as few as any
+            config = replace(config, allocate="uniform", knee=None, search=None)
         try:  # whether widths fit depends on the network's shape alone, so any scores will do
             prune(model, example, replace(config, importance="random", keep_latency=None))
         except BudgetError as error:
@@ -286,6 +288,7 @@ def _results(context: Context, dense: Path) -> dict[str, Any]:
         "measurements": measurements,
         "budget": verdict(recipe.budget, compressed) if recipe.budget else None,
         "curves": {f.name: r["curve"] for f, r in zip(folders, found, strict=True) if "curve" in r},
+        "sensitivity": {f.name: r["sensitivity"] for f, r in zip(folders, found, strict=True) if r.get("sensitivity")},
         "compressed": compressed,
     }
 

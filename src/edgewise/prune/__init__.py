@@ -2,6 +2,24 @@
 
 from edgewise.prune.allocate import ALLOCATIONS, allocate
 from edgewise.prune.importance import IMPORTANCES, Importance, score
-from edgewise.prune.structured import Prune, Pruned, prune
+from edgewise.prune.judge import Judge, make_judge
+from edgewise.prune.knee import Knee, knee
+from edgewise.prune.search import Search
+from edgewise.prune.structured import JUDGED, Prune, Pruned, prune
 
-__all__ = ["ALLOCATIONS", "IMPORTANCES", "Importance", "Prune", "Pruned", "allocate", "prune", "score"]
+__all__ = [
+    "ALLOCATIONS",
+    "IMPORTANCES",
+    "JUDGED",
+    "Importance",
+    "Judge",
+    "Knee",
+    "Prune",
+    "Pruned",
+    "Search",
+    "allocate",
+    "knee",
+    "make_judge",
+    "prune",
+    "score",
+]

@@ -74,7 +74,7 @@ def allocate(
     *,
     scores: Mapping[str, Tensor],
     budget: Budget,
-    allocation: str = "global",
+    allocation: str | Allocation = "global",
     normalize: Normalize = "mean",
     round_to: int = 1,
     floor: float = 0.0,
@@ -88,7 +88,7 @@ def allocate(
         graph: the traced network.
         scores: importance ``[C]`` of each group's channels; a group without scores stays whole.
         budget: what the pruned network may cost.
-        allocation: a name of `ALLOCATIONS`.
+        allocation: a name of `ALLOCATIONS`, or a function like theirs.
         normalize: "mean" divides scores by their group's mean before groups are compared, since layers differ in scale
             by orders of magnitude; "none" takes them as they are, for criteria in one unit (taylor, lamp).
         round_to: widths are multiples of this, or the group's full width.
@@ -106,8 +106,9 @@ def allocate(
         ValueError: an unknown allocation, normalisation or group, `round_to` < 1, a floor outside [0, 1].
         BudgetError: no aligned widths at or over the floor fit; the message holds the least possible.
     """
-    if allocation not in ALLOCATIONS:
+    if isinstance(allocation, str) and allocation not in ALLOCATIONS:
         raise ValueError(f'allocation "{allocation}" is none of {", ".join(ALLOCATIONS)}')
+    choose = ALLOCATIONS[allocation] if isinstance(allocation, str) else allocation
     if normalize not in ("mean", "none"):
         raise ValueError(f'normalize "{normalize}" is none of mean, none')
     if round_to < 1:
@@ -129,7 +130,7 @@ def allocate(
     widths = least
     if not exceeded(model, least, counts):  # a latency may be lower at other widths than the least
         ranking = dict(zip(chosen, ranked, strict=True))
-        widths = ALLOCATIONS[allocation](Problem(model, ranking, least, limits, round_to, gone))
+        widths = choose(Problem(model, ranking, least, limits, round_to, gone))
     if over := exceeded(model, widths, limits):
         may = f"{len(allowed)} may shrink, {len(scores)} have scores"
         raise BudgetError(_out_of_reach(model, over[0], limits, widths, round_to, floor, may))
@@ -164,7 +165,10 @@ class Problem:
     branches: Mapping[str, Branch]
 
 
-def by_knob(family: Callable[[Sequence[Ranked], float], Floats]) -> Callable[[Problem], Widths]:
+Allocation = Callable[[Problem], Widths]
+
+
+def by_knob(family: Callable[[Sequence[Ranked], float], Floats]) -> Allocation:
     """Make an allocation of a family of widths with one knob: as far up as fits, then widened where there is room."""
 
     @wraps(family)
@@ -221,6 +225,12 @@ def align(widths: NDArray[np.float64], sizes: Widths, least: Widths, round_to: i
     """
     nearest = np.floor(widths / round_to + 0.5).astype(np.int64) * round_to
     return np.clip(nearest, least, sizes)
+
+
+def width_at(group: Group, share: float, round_to: int, floor: float) -> int:
+    """Return the allowed width that is nearest to a share of a group's channels."""
+    sizes, least = np.array([group.size]), np.array([_least(group, round_to, floor)])
+    return int(align(share * sizes, sizes, least, round_to)[0])
 
 
 def top(scores: Tensor, count: int) -> Atoms:
@@ -300,7 +310,7 @@ def _give_back(problem: Problem, widths: Widths) -> Widths:
     return widths
 
 
-ALLOCATIONS: dict[str, Callable[[Problem], Widths]] = {
+ALLOCATIONS: dict[str, Allocation] = {
     "uniform": by_knob(uniform),
     "global": by_knob(global_ranking),
     "isomorphic": by_knob(isomorphic),

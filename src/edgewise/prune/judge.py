@@ -103,9 +103,7 @@ class Judge:
             ModelError: a forward that raises, outputs of a wrong shape or not finite.
         """
         if not self.at_once:
-            measured = recalibrate(
-                model, self.task, self.calibration, images=len(self.calibration), device=self.device
-            )
+            measured = recalibrate(model, self.task, self.calibration, images=len(self.calibration), device=self.device)
             precision: Literal["float32", "bfloat16"] = "bfloat16" if self.dtype == torch.bfloat16 else "float32"
             return evaluate(measured, self.task, self.held, device=self.device, precision=precision)
         return self.metric(self.passing(model)())
@@ -174,12 +172,12 @@ def make_judge(
     task.check(train)
     task.check(held)
     generator = torch.Generator().manual_seed(mixed_seed(seed))
-    drawn = [_drawn(split, count, generator) for split, count in ((train, calibration), (held, images))]
+    first, then = _drawn(train, calibration, generator), _drawn(held, images, generator)
     dtype = torch.bfloat16 if arithmetic == "bfloat16" or (arithmetic == "auto" and _has_bfloat16(device)) else None
     example = torch.empty(1, *train.images.shape[1:])
-    needed = cost_of(trace(model, example)).peak_activation_bytes * sum(map(len, drawn)) * COPIES
+    needed = cost_of(trace(model, example)).peak_activation_bytes * (len(first) + len(then)) * COPIES
     at_once = (needed / 2 if dtype else needed) <= MEMORY * _free_bytes(device)
-    return Judge(task, *drawn, device, dtype or torch.float32, at_once)
+    return Judge(task, first, then, device, dtype or torch.float32, at_once)
 
 
 def _drawn(split: Split, count: int, generator: torch.Generator) -> Split:

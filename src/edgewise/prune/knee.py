@@ -1,13 +1,14 @@
 """Kneedle: where a curve turns down, for the rate at which a group of channels is pruned.
 
 Reference: Satopää et al., Finding a "Kneedle" in a Haystack: Detecting Knee Points in System Behavior, ICDCS workshops
-2011; as Combine-Net uses it (Wang et al., Combine-Net: An Improved Filter Pruning Algorithm, Information 12(7):264, 2021).
+2011. In Combine-Net: Wang et al., Combine-Net: An Improved Filter Pruning Algorithm, Information 12(7):264, 2021.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -51,7 +52,7 @@ class Knee:
 
     def __post_init__(self) -> None:
         ends = (0.0, *self.rates, 1.0)
-        if len(self.rates) < 2 or not all(a < b for a, b in zip(ends, ends[1:], strict=False)):
+        if len(self.rates) < 2 or not all(a < b for a, b in pairwise(ends)):
             raise ValueError(f"rates = {list(self.rates)}: at least two shares, ascending, between 0 and 1")
         if self.calibration < 2:
             raise ValueError(f"calibration = {self.calibration}: a number of images, at least 2")
@@ -100,7 +101,8 @@ def _scaled(values: ArrayLike) -> Floats:
     """Scale values to [0, 1]; NaN where they are all the same."""
     given = np.asarray(values, np.float64)
     span = given.max() - given.min()
-    return (given - given.min()) / (span if span > 0 else np.nan)
+    scaled: Floats = (given - given.min()) / (span if span > 0 else np.nan)
+    return scaled
 
 
 def smooth(accuracy: ArrayLike, smoothing: Smoothing = "minimum") -> Floats:
@@ -111,14 +113,14 @@ def smooth(accuracy: ArrayLike, smoothing: Smoothing = "minimum") -> Floats:
     """
     curve = np.asarray(accuracy, np.float64)
     if smoothing == "minimum":
-        return np.minimum.accumulate(curve)
+        curve = np.minimum.accumulate(curve)
     if smoothing == "isotonic":
         # The least squares fit is min over j <= i of max over k >= i of the mean of j..k (Robertson et al., 1988).
         sums, n = np.append(0.0, np.cumsum(curve)), len(curve)
         j, k = np.arange(n)[:, None], np.arange(n)
         means = np.where(k >= j, (sums[k + 1] - sums[j]) / np.maximum(k - j + 1, 1), -np.inf)
         best = np.maximum.accumulate(means[:, ::-1], axis=1)[:, ::-1]  # [j, i]: over all k >= i
-        return np.where(j <= k, best, np.inf).min(axis=0)
+        curve = np.where(j <= k, best, np.inf).min(axis=0)
     return curve
 
 

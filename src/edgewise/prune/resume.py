@@ -7,12 +7,12 @@ later operator reads, which are handed out. From the step on everything runs as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
@@ -60,11 +60,11 @@ class State:
     held: Mapping[Key, Tensor] = field(default_factory=dict)
 
 
-class OtherOperators(BaseException):  # noqa: N818 - no error of the forward's: its own handlers must not take it
+class OtherOperators(BaseException):
     """A forward ran other operators than the state it was resumed from says."""
 
 
-class _Reached(BaseException):  # noqa: N818
+class _Reached(BaseException):
     """The step that a forward was to run to."""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.errors import BudgetError
+from edgewise.progress import Progress
 from edgewise.prune.allocate import Problem, Widths, align
 from edgewise.prune.judge import Arithmetic
 
@@ -98,8 +99,8 @@ def draw(problem: Problem, config: Search, generator: np.random.Generator) -> tu
     if not found:
         costs = ", ".join(f"{name} {lowest[name]:.3f} to {highest[name]:.3f}" for name in problem.limits)
         raise BudgetError(
-            f"none of {drawn} random candidates lies within {config.tolerance:g} under the budget: of their limits they "
-            f"take {costs}; change search.least, search.most or search.tolerance"
+            f"none of {drawn} random candidates lies within {config.tolerance:g} under the budget: of their limits "
+            f"they take {costs}; change search.least, search.most or search.tolerance"
         )
     return np.array(list(found.values())), drawn
 
@@ -112,11 +113,13 @@ class RandomSearch:
         config: how candidates are drawn.
         judge: (widths ``[G]``) -> accuracy, a fraction.
         seed: of the draws.
+        progress: is told (what, done, total).
     """
 
     config: Search
     judge: Callable[[Widths], float]
     seed: int
+    progress: Progress | None = None
     tried: list[Tried] = field(default_factory=list)
     drawn: int = 0
 
@@ -127,6 +130,8 @@ class RandomSearch:
         self.tried = []
         for widths in candidates:
             used = {name: float(problem.model.quantity(name, widths)) / limit for name, limit in problem.limits.items()}
+            if self.progress:
+                self.progress("candidates", len(self.tried), len(candidates))
             self.tried.append(Tried(dict(zip(names, widths.tolist(), strict=True)), used, self.judge(widths)))
         best: NDArray[np.int64] = candidates[int(np.argmax([one.accuracy for one in self.tried]))]
         return best

@@ -11,7 +11,7 @@ the candidate begins. Random weights, since trained ones may hold channels that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -31,26 +31,22 @@ IMAGES = 4  # that are compared; half of them calibrate
 SAME = 1e-8  # relative error in float64; results that differ at all differ by some 0.1
 
 
-@dataclass(frozen=True)
-class Curve:
-    """What a group's channels are worth.
-
-    Args:
-        rate: shares of its channels removed, ascending from 0.
-        accuracy: of the network without them, a fraction.
-    """
-
-    rate: tuple[float, ...]
-    accuracy: tuple[float, ...]
+Keep = Mapping[str, Atoms]
 
 
 def removed(rate: float, size: int) -> int:
     """Count the channels that a rate removes of a group: rounded down, and never all.
 
-    >>> removed(0.3, 16), removed(0.29999999999999999, 10), removed(1.0, 4)
-    (4, 3, 3)
+    >>> removed(0.3, 16), removed(0.3, 10), removed(0.99, 4), removed(1.0, 4)
+    (4, 3, 3, 3)
     """
     return min(int(rate * size + 1e-9), size - 1)
+
+
+def without(graph: Graph, scores: Mapping[str, Tensor], name: str, rate: float) -> Atoms:
+    """Return the channels that a group keeps without a share of its least important ones."""
+    size = graph.by_name[name].size
+    return top(scores[name], size - removed(rate, size))
 
 
 def scan(
@@ -60,34 +56,34 @@ def scan(
     scores: Mapping[str, Tensor],
     rates: Sequence[float],
     groups: Sequence[str],
+    base: Keep | None = None,
     progress: Progress | None = None,
-) -> dict[str, Curve]:
-    """Measure the sensitivity of groups.
+) -> dict[str, list[float]]:
+    """Measure how sensitive groups are, each by itself.
 
     Args:
         graph: the traced network.
         judge: measures accuracies.
         scores: importance ``[C]`` of each group's channels.
-        rates: shares of channels to remove, ascending, in (0, 1); 0 comes first by itself.
+        rates: ``[n]``, shares of channels to remove, in [0, 1).
         groups: names of those to scan.
+        base: channels that other groups keep meanwhile; by default all.
         progress: is told (what, done, total).
 
     Returns:
-        The curve of each group.
+        For each group, the accuracies ``[n]`` at the rates, fractions.
 
     Raises:
         ModelError: a forward that raises, outputs not finite.
     """
-    candidates = {
-        name: [top(scores[name], graph.by_name[name].size - removed(rate, graph.by_name[name].size)) for rate in rates]
-        for name in groups
-    }
-    starts = _starts(graph, [graph.by_name[name] for name in groups]) if judge.at_once else {}
+    base = base or {}
+    candidates = {name: [without(graph, scores, name, rate) for rate in rates] for name in groups}
+    starts = _starts(graph, [graph.by_name[name] for name in groups], base) if judge.at_once else {}
+    scanned = _Scan(graph, judge, base, sum(map(len, candidates.values())), progress)
     try:
-        found = _scanned(graph, judge, candidates, starts, progress)
-    except OtherOperators:  # the network's operators depend on the type or number of its inputs
-        found = _scanned(graph, judge, candidates, {}, progress)
-    return {name: Curve((0.0, *rates), tuple(found[name])) for name in groups}
+        return scanned.run(candidates, starts)
+    except OtherOperators:  # which ones run depends on the type or number of the inputs
+        return scanned.run(candidates, {})
 
 
 @dataclass(frozen=True)
@@ -105,44 +101,58 @@ class Cut:
 
 @dataclass(frozen=True)
 class Start:
-    """Where the candidates of a group begin: the step, who made what they read from there on, and how it is cut."""
+    """Where the candidates of a group begin.
+
+    Args:
+        step: the first operator that they run.
+        names: of the operators before.
+        live: who made what they read from there on.
+        cuts: how the results before follow from the unpruned network's; those that are not named are the same.
+    """
 
     step: int
+    names: list[str]
     live: frozenset[Key]
     cuts: Mapping[Key, Cut]
 
 
-def _scanned(
-    graph: Graph,
-    judge: Judge,
-    candidates: Mapping[str, Sequence[Atoms]],
-    starts: Mapping[str, Start],
-    progress: Progress | None,
-) -> dict[str, list[float]]:
-    """Return the accuracies of all candidates, the dense network's first, in the order of their starts."""
-    tell = progress or (lambda *_: None)
-    total = sum(map(len, candidates.values()))
-    done = 0
-    state = State()
-    found: dict[str, list[float]] = {}
-    dense = judge.passing(graph.model) if judge.at_once else None
-    for name in sorted(candidates, key=lambda name: starts[name].step if name in starts else 0):
-        group, start = graph.by_name[name], starts.get(name)
-        if dense and start:
-            state = advance(dense, state, start.step, start.live)
-        known: dict[int, float] = {}
-        for keep in candidates[name]:
-            if len(keep) not in known and len(keep) < group.size:
-                small = shrink(graph.model, graph, {name: keep})
-                if start:
-                    known[len(keep)] = judge.metric(finish(judge.passing(small), _cut(state, start, group, keep)))
-                else:
-                    known[len(keep)] = judge.accuracy(small)
-            done += 1
-            tell("sensitivity", done, total)
-        found[name] = [known.get(len(keep), np.nan) for keep in candidates[name]]
-    whole = judge.metric(finish(dense, state)) if dense else judge.accuracy(graph.model)
-    return {name: [whole, *np.where(np.isnan(found[name]), whole, found[name]).tolist()] for name in candidates}
+@dataclass
+class _Scan:
+    """Goes through the candidates in the order of their starts, and takes the unpruned network along."""
+
+    graph: Graph
+    judge: Judge
+    base: Keep
+    total: int
+    progress: Progress | None
+
+    def run(self, candidates: Mapping[str, Sequence[Atoms]], starts: Mapping[str, Start]) -> dict[str, list[float]]:
+        """Return the accuracies of all candidates."""
+        model = shrink(self.graph.model, self.graph, self.base)
+        passing = self.judge.passing(model) if starts else None
+        state, done = State(), 0
+        found: dict[str, dict[int, float]] = {}  # by group and how many channels it keeps
+        for name in sorted(candidates, key=lambda name: starts[name].step if name in starts else 0):
+            group, start = self.graph.by_name[name], starts.get(name)
+            if passing and start:
+                state = advance(passing, state, start.step, start.live)
+                if list(state.names) != start.names:
+                    raise OtherOperators
+            found[name] = {}
+            for keep in candidates[name]:
+                if len(keep) < group.size and len(keep) not in found[name]:
+                    found[name][len(keep)] = self._accuracy(group, keep, start, state)
+                done += 1
+                if self.progress:
+                    self.progress("sensitivity", done, self.total)
+        whole = self.judge.metric(finish(passing, state)) if passing else self.judge.accuracy(model)
+        return {name: [found[name].get(len(keep), whole) for keep in keeps] for name, keeps in candidates.items()}
+
+    def _accuracy(self, group: Group, keep: Atoms, start: Start | None, state: State) -> float:
+        small = shrink(self.graph.model, self.graph, {**self.base, group.name: keep})
+        if start is None:
+            return self.judge.accuracy(small)
+        return self.judge.metric(finish(self.judge.passing(small), _cut(state, start, group, keep)))
 
 
 def _cut(state: State, start: Start, group: Group, keep: Atoms) -> State:
@@ -169,25 +179,27 @@ def _part(tensor: Tensor, cut: Cut | None, lost: Atoms) -> Tensor:
 # -- where candidates begin -----------------------------------------------------------------------------------------
 
 
-def _starts(graph: Graph, groups: Sequence[Group]) -> dict[str, Start]:
+def _starts(graph: Graph, groups: Sequence[Group], base: Keep) -> dict[str, Start]:
     """Find where the candidates of each group begin; a group whose candidates cannot be resumed is left out."""
     model = _randomized(graph.model)
     inputs = torch.randn(IMAGES, *graph.example.shape[1:], dtype=torch.float64, generator=_generator())
-    dense = Recording()
-    dense.run(lambda: one_pass(model, inputs, IMAGES // 2))
+    dense, passing = Recording(), _passing(shrink(model, graph, base), inputs)
+    dense.run(passing)
     found = {}
     for group in groups:
         keep = np.sort(torch.randperm(group.size, generator=_generator())[: (group.size + 1) // 2].numpy())
-        network = shrink(model, graph, {group.name: keep})
-        small = Recording()
-        wanted = small.run(lambda: one_pass(network, inputs, IMAGES // 2))  # noqa: B023 - run at once
+        small, candidate = Recording(), _passing(shrink(model, graph, {**base, group.name: keep}), inputs)
+        wanted = small.run(candidate)
         start = _start(graph, group, keep, dense, small)
-        state = advance(lambda: one_pass(model, inputs, IMAGES // 2), State(), start.step, start.live)
-        state = _cut(state, start, group, keep)
         with suppress(OtherOperators):
-            if _same(finish(lambda: one_pass(network, inputs, IMAGES // 2), state), wanted):  # noqa: B023
+            state = advance(passing, State(), start.step, start.live)
+            if _same(finish(candidate, _cut(state, start, group, keep)), wanted):
                 found[group.name] = start
     return found
+
+
+def _passing(network: nn.Module, inputs: Tensor) -> Callable[[], Tensor]:
+    return lambda: one_pass(network, inputs, len(inputs) // 2)
 
 
 def _start(graph: Graph, group: Group, keep: Atoms, dense: Recording, small: Recording) -> Start:
@@ -201,14 +213,17 @@ def _start(graph: Graph, group: Group, keep: Atoms, dense: Recording, small: Rec
         for place, (whole, part) in enumerate(zip(dense.made[step], small.made[step], strict=True)):
             if not isinstance(whole, Tensor):
                 continue
-            ways = [None, *(Cut(m, d, size) for m, size in members for d in range(whole.dim()) if whole.shape[d] == size)]
+            ways = [
+                None,
+                *(Cut(m, d, size) for m, size in members for d in range(whole.dim()) if whole.shape[d] == size),
+            ]
             way = next((way for way in ways if _same(_part(whole, way, lost), part)), ways)
             if isinstance(way, list):
-                return Start(step, frozenset(dense.live(step)), cuts)
+                return Start(step, dense.names[:step], frozenset(dense.live(step)), cuts)
             if way is not None:
                 cuts[step, place] = way
         step += 1
-    return Start(step, frozenset(dense.live(step)), cuts)
+    return Start(step, dense.names[:step], frozenset(dense.live(step)), cuts)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

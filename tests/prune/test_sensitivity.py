@@ -1,0 +1,204 @@
+"""Sensitivity scans: what is resumed in the middle equals what runs whole, on networks of many shapes."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgewise.data import Split
+from edgewise.graph import Graph, shrink, trace
+from edgewise.models import build
+from edgewise.prune import make_judge, score
+from edgewise.prune.judge import Judge, one_pass, prepared
+from edgewise.prune.resume import OtherOperators, Recording, State, advance, finish
+from edgewise.prune.sensitivity import _starts, removed, scan, without
+from edgewise.tasks import Classification
+
+CLASSES = 4
+TASK = Classification(mean=(0.4,) * 3, std=(0.2,) * 3, classes=CLASSES)
+RATES = (0.0, 0.3, 0.75)
+
+
+def split(images: int, seed: int = 0) -> Split:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (images, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    return Split(pixels, torch.randint(CLASSES, (images,), generator=generator))
+
+
+def norm_relu(width: int, inplace: bool = False) -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace))
+
+
+class Dense(nn.Module):
+    """Concatenates, as DenseNet does; normalises and rectifies the concatenation, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norms = nn.ModuleList(norm_relu(8 + 6 * i, inplace=True) for i in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(8 + 6 * i, 6, 3, padding=1, bias=False) for i in range(3))
+        self.end, self.head = norm_relu(26), nn.Linear(26 * 4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = torch.cat([x, conv(norm(x))], 1)
+        return self.head(F.adaptive_avg_pool2d(self.end(x), 2).flatten(1))
+
+
+class Inverted(nn.Module):
+    """Expands, filters each channel by itself, gates, projects, adds: in place where it can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), *norm_relu(8, True))
+        self.expand = nn.Sequential(nn.Conv2d(8, 24, 1, bias=False), *norm_relu(24, True))
+        self.depthwise = nn.Sequential(nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False), *norm_relu(24, True))
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(24, 6, 1), nn.ReLU(), nn.Conv2d(6, 24, 1))
+        self.project = nn.Sequential(nn.Conv2d(24, 8, 1, bias=False), nn.BatchNorm2d(8))
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.depthwise(self.expand(x))
+        x += self.project(y.mul_(self.gate(y).sigmoid()))
+        return self.head(x.relu_())
+
+
+class Shuffled(nn.Module):
+    """Splits, shuffles and joins channels; the head is flattened without pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, stride=4, padding=1), nn.BatchNorm2d(16)
+        self.left, self.right = nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(16 * 16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.norm(self.stem(x)).chunk(2, 1)
+        x = torch.cat([self.left(a), self.right(b).relu()], 1)
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.head(x.flatten(1))
+
+
+def vgg() -> nn.Module:
+    return build("vgg16_bn", classes=CLASSES, size=16, width=0.125)
+
+
+def resnet() -> nn.Module:
+    return build("resnet20", classes=CLASSES, size=16)
+
+
+def transformer_like() -> nn.Module:
+    """Layers whose normalisation runs over channels, in a network without BatchNorm."""
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 4, stride=4), nn.GELU(), nn.Conv2d(12, 16, 3, padding=1), nn.GroupNorm(1, 16), nn.GELU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10), nn.LayerNorm(10), nn.Linear(10, CLASSES),
+    )  # fmt: skip
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "vgg": vgg,
+    "resnet": resnet,
+    "dense": Dense,
+    "inverted": Inverted,
+    "shuffled": Shuffled,
+    "transformer_like": transformer_like,
+}
+
+
+def randomized(make: Callable[[], nn.Module]) -> nn.Module:
+    """Make a network whose every number matters: fresh BatchNorms are too alike to tell a mistake."""
+    torch.manual_seed(0)
+    model = make()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_()
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def slow_outputs(model: nn.Module, judge: Judge) -> Tensor:
+    """The oracle: BatchNorm after BatchNorm in the order they run, statistics by two passes in float64, then eval."""
+    network = copy.deepcopy(model).double().eval()
+    calibration, held = (TASK.batch(s, torch.arange(len(s)), augment=False)[0] for s in (judge.calibration, judge.held))
+    order: list[nn.BatchNorm2d] = []
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(lambda module, _: order.append(module)) for norm in norms]
+    seen: dict[nn.Module, Tensor] = {}
+    with torch.no_grad():
+        network(calibration.double())
+        for hook in hooks:
+            hook.remove()
+        for norm in order:
+            hook = norm.register_forward_pre_hook(lambda module, args: seen.update({module: args[0].clone()}))
+            network(calibration.double())
+            hook.remove()
+            values = seen[norm].transpose(0, 1).flatten(1)
+            mean = values.sum(1) / values.shape[1]
+            norm.running_mean = mean
+            norm.running_var = ((values - mean[:, None]) ** 2).sum(1) / (values.shape[1] - 1)
+        return network(held.double())
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> nn.Module:
+    return randomized(NETWORKS[request.param])
+
+
+def judge_of(model: nn.Module) -> Judge:
+    return make_judge(model, TASK, split(40), split(30, seed=1), calibration=24, images=20, arithmetic="float32")
+
+
+def graph_of(model: nn.Module) -> Graph:
+    return trace(model, torch.zeros(1, 3, 16, 16))
+
+
+def test_one_pass_gives_what_layer_by_layer_recalibration_gives(network: nn.Module) -> None:
+    judge = judge_of(network)
+    outputs = judge.passing(network)()[len(judge.calibration) :]
+    torch.testing.assert_close(outputs.double(), slow_outputs(network, judge), rtol=1e-3, atol=1e-4)
+
+
+def test_every_resumed_candidate_computes_what_the_slow_one_does(network: nn.Module) -> None:
+    """Outputs, not accuracies: these hide small mistakes."""
+    graph, judge = graph_of(network), judge_of(network)
+    scores = score(graph, "l1")
+    starts = _starts(graph, graph.prunable(inexact=True), {})
+    checked = 0
+    for name, start in starts.items():
+        from edgewise.prune.sensitivity import _cut
+
+        state = advance(judge.passing(network), State(), start.step, start.live)
+        assert list(state.names) == start.names
+        for rate in RATES[1:]:
+            keep = without(graph, scores, name, rate)
+            small = shrink(network, graph, {name: keep})
+            found = finish(judge.passing(small), _cut(state, start, graph.by_name[name], keep))
+            wanted = slow_outputs(small, judge)
+            torch.testing.assert_close(found[24:].double(), wanted, rtol=1e-3, atol=1e-4)
+            checked += 1
+    assert checked >= 2
+
+
+def test_a_scan_finds_the_accuracies_of_the_slow_way(network: nn.Module) -> None:
+    graph, judge = graph_of(network), judge_of(network)
+    scores = score(graph, "l1")
+    names = [group.name for group in graph.prunable(inexact=True)]
+    curves = scan(graph, judge, scores=scores, rates=RATES, groups=names)
+    assert list(curves) == names
+    for name in names:
+        for rate, accuracy in zip(RATES, curves[name], strict=True):
+            small = shrink(network, graph, {name: without(graph, scores, name, rate)})
+            outputs = slow_outputs(small, judge)
+            gap = outputs.topk(2, dim=1).values.diff(dim=1).abs().min()
+            slack = 0 if gap > 1e-3 else 1 / 20  # an image on the border may fall to either side
+            assert abs(accuracy - TASK.metric(outputs, judge.targets)) <= slack + 1e-9
