@@ -168,9 +168,7 @@ def _prune(context: Context, place: Place, config: Prune) -> Result:
     if config.needs_gradients:
         batches = gradients(model, context.task, train, images=config.calibration, seed=seed, device=context.device)
     judge = _judge(context, model, config, seed) if config.judged else None
-    pruned = prune(
-        model, context.example, config, gradients=batches, judge=judge, seed=seed, progress=context.progress
-    )
+    pruned = prune(model, context.example, config, gradients=batches, judge=judge, seed=seed, progress=context.progress)
     notes = [f'the width of "{name}" is written into the forward, so it stayed' for name in pruned.rigid]
     if pruned.latency_s is not None:
         tried = ", ".join(f"{t.measured_s * 1e3:.3f} (foretold {t.foretold_s * 1e3:.3f})" for t in pruned.trials)

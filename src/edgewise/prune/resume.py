@@ -149,24 +149,26 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
-        self.made: list[list[Any]] = []  # by step; a tensor that was written over holds what was written last
-        self._aliases: list[Tensor] = []  # kept alive: tensors are told apart by their address
+        self.made: list[list[Any]] = []  # by step; copies, since later operators may write over tensors
+        self._alive: list[Tensor] = []  # tensors are told apart by their address
         self._last_use: dict[Key, int] = {}
         self._keys: dict[int, Key] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func._schema.name in UNCOUNTED:
+            self._alive.append(out)
             if (key := self._keys.get(id(args[0]))) is not None:
                 self._keys[id(out)] = key
-            self._aliases.append(out)
             return out
         step = len(self.names)
         self._read((args, kwargs), step)
         self.names.append(str(func))
-        self.made.append(tree_leaves(out))
-        for place, leaf in enumerate(self.made[-1]):
+        leaves = tree_leaves(out)
+        self.made.append([leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+        for place, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
+                self._alive.append(leaf)
                 self._keys.setdefault(id(leaf), (step, place))
         return out
 
