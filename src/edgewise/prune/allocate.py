@@ -227,10 +227,10 @@ def align(widths: NDArray[np.float64], sizes: Widths, least: Widths, round_to: i
     return np.clip(nearest, least, sizes)
 
 
-def width_at(group: Group, share: float, round_to: int, floor: float) -> int:
-    """Return the allowed width that is nearest to a share of a group's channels."""
+def allowed_width(group: Group, width: float, round_to: int, floor: float) -> int:
+    """Return the width a group may have that is nearest to another."""
     sizes, least = np.array([group.size]), np.array([_least(group, round_to, floor)])
-    return int(align(share * sizes, sizes, least, round_to)[0])
+    return int(align(np.array([width]), sizes, least, round_to)[0])
 
 
 def top(scores: Tensor, count: int) -> Atoms:

@@ -15,10 +15,10 @@ from torch import Tensor
 from edgewise.graph.groups import Graph
 from edgewise.graph.rigid import rigid_groups
 from edgewise.progress import Progress
-from edgewise.prune.allocate import Allocation, Problem, Ranked, Widths, align, by_knob, top, width_at
+from edgewise.prune.allocate import Allocation, Problem, Ranked, Widths, align, allowed_width, by_knob, top
 from edgewise.prune.judge import Judge
 from edgewise.prune.knee import Floats, Knee, knee_rate
-from edgewise.prune.sensitivity import scan, without
+from edgewise.prune.sensitivity import removed, scan, without
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def sensitivities(
         for name, curve in curves.items():
             found[name] = Sensitivity(rates, tuple(curve), *knee_rate(rates, curve, config))
             if config.order == "one_by_one":
-                width = width_at(graph.by_name[name], 1 - found[name].knee, round_to, floor)
-                base[name] = top(scores[name], width)
+                group, left = graph.by_name[name], len(without(graph, scores, name, found[name].knee))
+                base[name] = top(scores[name], allowed_width(group, left, round_to, floor))
     return found
 
 
@@ -90,8 +90,9 @@ def at_rates(rates: Mapping[str, float]) -> Allocation:
 
     def allocation(problem: Problem) -> Widths:
         chosen, widths = list(problem.groups), problem.model.graph.sizes
-        wanted = _kept(problem, rates) * widths[chosen]
-        widths[chosen] = align(wanted, widths[chosen], problem.least[chosen], problem.round_to)
+        names = [problem.model.graph.groups[g].name for g in chosen]
+        left = [size - removed(rates.get(name, 0.0), size) for name, size in zip(names, widths[chosen], strict=True)]
+        widths[chosen] = align(np.array(left, np.float64), widths[chosen], problem.least[chosen], problem.round_to)
         return widths
 
     return allocation
@@ -106,19 +107,13 @@ def scaled_rates(rates: Mapping[str, float]) -> Allocation:
     """
 
     def allocation(problem: Problem) -> Widths:
-        kept = _kept(problem, rates)
+        names = [problem.model.graph.groups[g].name for g in problem.groups]
+        kept = np.array([1 - rates.get(name, 0.0) for name in names])
 
         def family(groups: Sequence[Ranked], knob: float) -> Floats:
-            sizes = np.array([len(group.scores) for group in groups])
             shares: Floats = kept ** (1 / max(knob, 1e-9) - 1)
-            return sizes * shares
+            return shares * [len(group.scores) for group in groups]
 
         return by_knob(family)(problem)
 
     return allocation
-
-
-def _kept(problem: Problem, rates: Mapping[str, float]) -> Floats:
-    """Return the share that each group of a problem keeps at its rate ``[groups]``; all where it has none."""
-    names = [problem.model.graph.groups[g].name for g in problem.groups]
-    return np.array([1 - rates.get(name, 0.0) for name in names])
