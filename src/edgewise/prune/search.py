@@ -100,7 +100,7 @@ def draw(problem: Problem, config: Search, generator: np.random.Generator) -> tu
         costs = ", ".join(f"{name} {lowest[name]:.3f} to {highest[name]:.3f}" for name in problem.limits)
         raise BudgetError(
             f"none of {drawn} random candidates lies within {config.tolerance:g} under the budget: of their limits "
-            f"they take {costs}; change search.least, search.most or search.tolerance"
+            f"they take {costs}; change search.least, search.most, search.tolerance or round_to"
         )
     return np.array(list(found.values())), drawn
 
