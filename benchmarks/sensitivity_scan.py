@@ -1,7 +1,8 @@
 """How long a whole sensitivity scan takes: every group of a network, every rate of the default grid.
 
-Images and weights are random: the time does not depend on them. Candidates are resumed where their group's channels are
-summed over; with --plain also one group, shrunk, recalibrated and evaluated whole, for the ratio. The last line is JSON.
+Images and weights are random: the time does not depend on them. Candidates are resumed where their group's channels
+are summed over; with --plain also one group, shrunk, recalibrated and evaluated whole, for the ratio. The last line is
+JSON.
 """
 
 import argparse
