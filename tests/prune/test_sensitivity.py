@@ -3,11 +3,12 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +17,7 @@ from edgewise.data import Split
 from edgewise.graph import Graph, shrink, trace
 from edgewise.models import build
 from edgewise.prune import make_judge, score
-from edgewise.prune.judge import Judge, one_pass, prepared
+from edgewise.prune.judge import Judge, convolution, one_pass, prepared
 from edgewise.prune.resume import OtherOperators, Recording, State, advance, finish
 from edgewise.prune.sensitivity import _cut, _starts, removed, scan, without
 from edgewise.tasks import Classification
@@ -210,6 +211,33 @@ def test_a_scan_finds_the_accuracies_of_the_plain_way(network: nn.Module) -> Non
             plain = recalibrate(small, TASK, judge.calibration, images=24, batch=24)
             # One image of 20 on the border may fall to either side.
             assert abs(accuracy - evaluate(plain, TASK, judge.held)) <= 1 / 20 + 1e-9
+
+
+@given(
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    st.tuples(st.integers(0, 3), st.integers(0, 2)),
+    st.sampled_from([1, 2]),
+    st.booleans(),
+)
+def test_a_convolution_of_a_small_map_is_the_same_as_a_product(
+    size: tuple[int, int], kernel: tuple[int, int], stride: Any, padding: Any, dilation: int, grouped: bool
+) -> None:
+    assume(all(n + 2 * p > (k - 1) * dilation for n, p, k in zip(size, padding, kernel, strict=True)))
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((3, 4, *size), (6, 2 if grouped else 4, *kernel), (6,))
+    )
+    settings = (stride, padding, dilation, 2 if grouped else 1)
+    torch.testing.assert_close(convolution(x, weight, bias, *settings), F.conv2d(x, weight, bias, *settings))
+
+
+def test_a_small_map_is_convolved_with_any_spelling_of_the_settings() -> None:
+    x, weight = torch.randn(2, 3, 2, 2), torch.randn(5, 3, 3, 3)
+    for settings in ({"padding": 1}, {"padding": (1, 1), "stride": 2}, {"padding": "same", "dilation": (1, 1)}):
+        torch.testing.assert_close(convolution(x, weight, **settings), F.conv2d(x, weight, **settings))
 
 
 def test_where_memory_is_short_a_scan_goes_the_plain_way() -> None:
