@@ -96,6 +96,14 @@ def measurement(artifact: str, center: float, width: float, file_bytes: int) -> 
     }
 
 
+def sensitivity() -> dict[str, Any]:
+    """Return the curves of two groups: one with a knee, one that nothing harms."""
+    rates = [0.0, 0.3, 0.6, 0.9]
+    knee = {"rate": rates, "accuracy": [0.9, 0.89, 0.87, 0.4], "knee": 0.6, "found": True}
+    flat = {"rate": rates, "accuracy": [0.9, 0.9, 0.898, 0.899], "knee": 0.9, "found": False}
+    return {"layer1.0.conv1": knee, "layer3.2.conv1": flat}
+
+
 def good() -> tuple[dict[str, Any], dict[str, Any]]:
     """Return results and manifest as a run of the demo recipe leaves them."""
     pruned = {"params": 118_400, "nonzero": 118_400, "macs": 12_480_000, "weight_bytes": 473_600}
@@ -138,6 +146,7 @@ def good() -> tuple[dict[str, Any], dict[str, Any]]:
             "01-train": {"epoch": epochs, "loss": [0.98, 0.55, 0.43, 0.36, 0.31, 0.26, 0.21, 0.18]},
             "03-train": {"epoch": epochs[:6], "loss": [0.74, 0.58, 0.49, 0.43, 0.38, 0.35]},
         },
+        "sensitivity": {"02-prune": sensitivity()},
         "compressed": {
             **{key: rows[-1][key] for key in ("accuracy", "file_bytes", "latency_s", "params", "macs")},
             "drop_pt": 0.3,
@@ -224,7 +233,7 @@ def unmeasured() -> tuple[dict[str, Any], dict[str, Any]]:
     for each in results["rows"]:
         each |= {"file_bytes": None, "latency_s": None, "resident_bytes": None}
     results["rows"][0]["accuracy"] = None
-    results |= {"measurements": [], "budget": None, "curves": {}, "layers": []}
+    results |= {"measurements": [], "budget": None, "curves": {}, "sensitivity": {}, "layers": []}
     results["compressed"] |= {
         "drop_pt": None,
         "size_ratio": None,

@@ -363,7 +363,7 @@ def opened(page: browser.Page, run: tuple[dict[str, Any], dict[str, Any]], folde
 def test_a_browser_draws_every_chart(name: str, width: int, page: browser.Page, tmp_path: Path) -> None:
     results, manifest = RUNS[name]()
     specs = opened(page, (results, manifest), tmp_path, width=width, dark=width == 390)
-    kinds = {"plane": "symbol", "layers": "rect", "latency": "symbol", "curves": "line"}
+    kinds = {"plane": "symbol", "layers": "rect", "latency": "symbol", "curves": "line", "sensitivity": "symbol"}
     for chart in specs:
         assert marks(page, chart, kinds[chart]) > 0
     if "latency" in specs:

@@ -433,3 +433,39 @@ def test_weights_to_start_from(recipe: Path, finished: Path, tmp_path: Path, mon
     assert [row["accuracy"] for row in rows[:2]] == evaluated
     assert rows[2]["notes"] == ["calibrated on all 457 training images; 5000 were asked for"]
     assert read_json(tmp_path / "run" / "manifest.json")["weights_sha256"] == sha256(weights)
+
+
+JUDGED = {
+    "knee": ["step.1.knee.rates=[0.25, 0.5, 0.75]", "step.1.knee.calibration=64"],
+    "search": ["step.1.search.candidates=4", "step.1.search.tolerance=0.1", "step.1.search.calibration=64"],
+}
+
+
+@pytest.mark.parametrize("allocate", JUDGED)
+def test_candidates_are_judged_on_images_of_the_training_side(allocate: str, recipe: Path, tmp_path: Path) -> None:
+    """Twice the same, with the test split's labels shuffled in between: what is chosen may not depend on them."""
+    text = recipe.read_text().replace(
+        "keep_macs = 0.6\nround_to = 8", f'keep_macs = 0.6\nround_to = 1\nallocate = "{allocate}"'
+    )
+    short = tmp_path / "short.toml"
+    short.write_text(text.partition('[[step]]\nkind = "train"\nepochs = 2')[0])
+    first = compress(read(short, ["step.0.epochs=1", *JUDGED[allocate]]), tmp_path / "first").folder
+    pack = recipe.parent / "pack"
+    other = shutil.copytree(pack, tmp_path / "pack")
+    test = dict(np.load(other / "test.npz"))
+    np.savez(other / "test.npz", **{**test, "labels": np.roll(test["labels"], 1)})
+    changes = ["step.0.epochs=1", *JUDGED[allocate], f"data=pack:{other}"]
+    second = compress(read(short, changes), tmp_path / "second").folder
+    found, again = (read_json(folder / "steps" / "02-prune" / "result.json") for folder in (first, second))
+    assert found["keep"] == again["keep"]
+    assert found["row"]["macs"] <= 0.6 * read_json(first / "results.json")["rows"][0]["macs"]
+    if allocate == "search":
+        assert len(found["search"]["tried"]) == 4
+        assert "4 of " in found["notes"][0]
+        assert found["search"] == again["search"]
+    else:
+        assert found["sensitivity"] == again["sensitivity"]
+        assert all(len(curve["accuracy"]) == 4 for curve in found["sensitivity"].values())
+        assert read_json(first / "results.json")["sensitivity"]["02-prune"] == found["sensitivity"]
+        assert "What the channels are worth" in (first / "report.html").read_text()
+    assert all(item.passed for item in check(first))

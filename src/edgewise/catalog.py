@@ -27,7 +27,7 @@ def _runtimes() -> Rows:
 
 
 def _methods() -> Rows:
-    from edgewise.prune import ALLOCATIONS, IMPORTANCES, zero_channels
+    from edgewise.prune import ALLOCATIONS, IMPORTANCES, JUDGED, zero_channels
     from edgewise.recipe import METHODS, STEPS
 
     def first_line(thing: object) -> str:
@@ -39,6 +39,7 @@ def _methods() -> Rows:
         *((f"importance: {name}", criterion.about) for name, criterion in IMPORTANCES.items()),
         *((f"allocation: {name}", first_line(function)) for name, function in ALLOCATIONS.items()),
         ("allocation: zero", first_line(zero_channels)),
+        *((f"allocation: {name}", first_line(settings)) for name, settings in JUDGED.items()),
     ]
 
 

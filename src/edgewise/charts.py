@@ -48,6 +48,7 @@ NEAR = 0.1  # of an axis: bubbles nearer than this in both directions share a la
 SMALL_LAYER = 0.005  # of the whole network: layers below it in everything are drawn as one
 STRIP_SAMPLES = 300  # drawn of a measurement; its box and its figures are of all
 CHOSEN = "datum.of === quantity"
+ROW_PX = 46  # of a group's sensitivity curve
 LAST_LETTERS = "length(datum.label) > 21 ? '…' + slice(datum.label, -20) : datum.label"  # where layers' names differ
 
 
@@ -375,6 +376,48 @@ def training_curves(curves: Mapping[str, Row]) -> Spec:
     name = base.mark_text(align="left", dx=8, dy=-6, fontSize=12, fontWeight=500).encode(text="step:N")
     first = name.transform_filter("datum.epoch === 1")
     return _finished(alt.layer(line, first), 220, "Training loss by epoch, one line for each training step.")
+
+
+# -- what the channels are worth -------------------------------------------------------------------------------------
+
+
+def sensitivity_curves(curves: Mapping[str, Row]) -> Spec:
+    """Draw the accuracy without a share of each group's channels, a row for each group, and the rate that was chosen.
+
+    Args:
+        curves: by group "rate" and "accuracy", both fractions, "knee", the rate, and "found", whether it is one.
+    """
+    import altair as alt
+
+    marks = [
+        {"group": group, "rate": rate, "height": accuracy, "removed": f"{rate:.0%}", "chosen": rate == curve["knee"]}
+        | {"accuracy": format_fraction(accuracy), "kind": "knee" if curve["found"] else "within the tolerance"}
+        for group, curve in curves.items()
+        for rate, accuracy in zip(curve["rate"], curve["accuracy"], strict=True)
+    ]
+    heights = [mark["height"] for mark in marks]
+    low, high = min(heights), max(max(heights), min(heights) + LEAST_SPAN)
+    x = alt.X(
+        "rate:Q",
+        title="share of the group's channels removed",
+        scale=alt.Scale(domain=[0, max(mark["rate"] for mark in marks)], nice=False),
+        axis=alt.Axis(format="~%", tickCount=6),
+    )
+    base = alt.Chart(alt.InlineData(values=marks)).encode(
+        x=x,
+        y=alt.Y("group:N", sort=None, title=None, axis=alt.Axis(labelExpr=LAST_LETTERS, grid=True)),
+        yOffset=alt.YOffset("height:Q", scale=alt.Scale(domain=[high, low])),
+        tooltip=_tooltip("group", "removed", "accuracy", "kind"),
+    )
+    line = base.mark_line(strokeWidth=1.5, color="var(--dense)").encode(detail="group:N")
+    points = base.mark_circle(size=14, color="var(--dense)")
+    chosen = base.transform_filter("datum.chosen").mark_circle(size=70, strokeWidth=2, opacity=1)
+    knees = chosen.encode(
+        stroke=alt.value("var(--accent)"),
+        fill=alt.condition("datum.kind === 'knee'", alt.value("var(--accent)"), alt.value("var(--panel)")),
+    )
+    chart = alt.layer(line, points, knees)
+    return _finished(chart, ROW_PX * len(curves), "Accuracy without a share of each group's channels.")
 
 
 # -- what all share -------------------------------------------------------------------------------------------------

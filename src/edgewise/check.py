@@ -21,7 +21,7 @@ from edgewise.export.verify import Check, compare_float, compare_int8
 from edgewise.files import canonical_json, read_json, sha256
 from edgewise.graph import shrink, trace
 from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, RECIPE, RESULTS, STEPS, step_folder
-from edgewise.prune.structured import Prune
+from edgewise.prune.config import Prune
 from edgewise.recipe import Recipe, read
 from edgewise.run import files, sealed
 from edgewise.steps import Context, read_result, removal_checks, zero_checks

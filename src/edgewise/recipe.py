@@ -21,9 +21,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from edgewise.budget import Limits
 from edgewise.distill.logits import Distill
 from edgewise.errors import RecipeError, nearest
+from edgewise.prune.config import Prune
 from edgewise.prune.dhspg import Dhspg
 from edgewise.prune.hesso import Hesso
-from edgewise.prune.structured import Prune
 from edgewise.quantize.static import Quantize
 from edgewise.train.config import TrainConfig
 

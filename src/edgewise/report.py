@@ -95,6 +95,8 @@ def render(results: Row, manifest: Row) -> str:
         specs["latency"] = charts.latency_strips(_samples(measurements))
     if any(curve["epoch"] for curve in curves.values()):
         specs["curves"] = charts.training_curves(curves)
+    if sensitivity := _sensitivity(results):
+        specs["sensitivity"] = charts.sensitivity_curves(sensitivity)
     return page(
         "report.html.j2",
         specs,
@@ -112,6 +114,7 @@ def render(results: Row, manifest: Row) -> str:
         step_columns=[name for name, _ in STEP_COLUMNS.values()],
         steps=[_step(row, rows[max(i - 1, 0)], rows[0]) for i, row in enumerate(rows)],
         latencies=_latencies(measurements),
+        sensitivity=[_curve(group, curve) for group, curve in sensitivity.items()],
         strip_samples=charts.STRIP_SAMPLES,
         hidden=_hidden_samples(measurements),
         checks=[
@@ -286,6 +289,29 @@ def _hidden_samples(measurements: Sequence[Row]) -> str:
     if not beyond:
         return ""
     return f"{len(beyond)} of {len(every)} samples lie beyond the axis, up to {format_seconds(max(beyond))}."
+
+
+def _sensitivity(results: Row) -> dict[str, Row]:
+    """Return the sensitivity curves by group, with the step's name where several steps measured some."""
+    found = results.get("sensitivity", {})  # what runs before there were any lack
+    return {
+        group if len(found) == 1 else f"{step} {group}": curve
+        for step, curves in found.items()
+        for group, curve in curves.items()
+    }
+
+
+def _curve(group: str, curve: Row) -> dict[str, str]:
+    """Return a row of the sensitivity table: what was chosen, and what it and the last rate cost."""
+    chosen = curve["accuracy"][curve["rate"].index(curve["knee"])]
+    return {
+        "group": group,
+        "chosen": f"{curve['knee']:.0%}",
+        "why": "knee" if curve["found"] else "within the tolerance",
+        "there": format_fraction(chosen),
+        "whole": format_fraction(curve["accuracy"][0]),
+        "end": f"{format_fraction(curve['accuracy'][-1])} at {curve['rate'][-1]:.0%}",
+    }
 
 
 # -- how to use it --------------------------------------------------------------------------------------------------

@@ -38,7 +38,8 @@ from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, REPORT, RESULTS, S
 from edgewise.page import ratio
 from edgewise.progress import Progress
 from edgewise.prune.candidates import CARE
-from edgewise.prune.structured import Prune, prune
+from edgewise.prune.config import Prune
+from edgewise.prune.structured import prune
 from edgewise.recipe import Measure, Recipe
 from edgewise.steps import Context, Place, dense_reference, read_result, run_step
 
@@ -170,6 +171,8 @@ def _check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> Non
         static = {name: limit for name, limit in limits.items() if name not in CARE}
         if config.keep_macs is None and config.keep_params is None and not static:
             return  # what can be reached is found by measuring
+        if config.judged:  # whose widths come from accuracies, at best as few as any
+            config = replace(config, allocate="uniform", knee=None, search=None)
         try:  # whether widths fit depends on the network's shape alone, so any scores will do
             plain = replace(config, importance="random", keep_latency=None)
             prune(model, example, plain, limits=static)
@@ -295,6 +298,7 @@ def _results(context: Context, dense: Path) -> dict[str, Any]:
         "measurements": measurements,
         "budget": verdict(recipe.budget, compressed, reference) if recipe.budget else None,
         "curves": {f.name: r["curve"] for f, r in zip(folders, found, strict=True) if "curve" in r},
+        "sensitivity": {f.name: r["sensitivity"] for f, r in zip(folders, found, strict=True) if r.get("sensitivity")},
         "compressed": compressed,
     }
 

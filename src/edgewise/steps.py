@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -33,9 +34,11 @@ from edgewise.graph.trace import Atoms
 from edgewise.layout import ARTIFACT, CHECKPOINT, DENSE, RESULT
 from edgewise.progress import Progress
 from edgewise.prune.candidates import CARE
+from edgewise.prune.config import Prune
 from edgewise.prune.dhspg import Dhspg, DhspgPruning
 from edgewise.prune.hesso import Hesso, HessoPruning
-from edgewise.prune.structured import Prune, Pruned, prune
+from edgewise.prune.judge import Judge, make_judge
+from edgewise.prune.structured import Pruned, prune
 from edgewise.quantize import Quantize, activation_cost, quantize_static, weight_bytes
 from edgewise.recipe import Export, Measure, Recipe, Train
 from edgewise.tasks.classification import Classification
@@ -191,6 +194,7 @@ def _prune(context: Context, place: Place, config: Prune) -> Result:
         context.example,
         config,
         gradients=batches,
+        judge=_judge(context, model, config, seed) if config.judged else None,
         limits=context.limits(config.budget_share) if config.budget else {},
         reference=place.dense / ARTIFACT,
         seed=seed,
@@ -200,6 +204,7 @@ def _prune(context: Context, place: Place, config: Prune) -> Result:
     notes += [_tried(config, name, pruned) for name in pruned.limits if pruned.trials and name in CARE]
     if config.allocate == "zero":
         notes.append(_zeros_note(pruned.keep, pruned.graph))
+    notes += _judged(pruned)
     if gone := [name for name, kept in pruned.keep.items() if pruned.graph.takes_branch(name, kept)]:
         notes.append(f"whole branches went, by their inner channels: {', '.join(gone)}")
     if pruned.graph.unused:
@@ -216,7 +221,44 @@ def _prune(context: Context, place: Place, config: Prune) -> Result:
     network.save(small, context.builder, place.after)
     widths = {g.name: [len(pruned.keep.get(g.name, range(g.size))), g.size] for g in pruned.graph.groups}
     kept = {name: index.tolist() for name, index in pruned.keep.items()}
-    return {"row": row(context, small), "checks": _dicts(checks), "notes": notes, "widths": widths, "keep": kept}
+    result = {"row": row(context, small), "checks": _dicts(checks), "notes": notes, "widths": widths, "keep": kept}
+    if pruned.sensitivity:
+        result["sensitivity"] = {name: curve.to_dict() for name, curve in pruned.sensitivity.items()}
+    if pruned.search:
+        result["search"] = {"drawn": pruned.search.drawn, "tried": [asdict(one) for one in pruned.search.tried]}
+    return result
+
+
+def _judge(context: Context, model: nn.Module, config: Prune, seed: int) -> Judge:
+    """Return who judges candidates: on training and held-out images, never the test split's."""
+    assert config.judged is not None
+    return make_judge(
+        model,
+        context.task,
+        context.data.train,
+        context.data.held,
+        calibration=config.judged.calibration,
+        images=config.judged.images,
+        arithmetic=config.judged.arithmetic,
+        seed=seed,
+        device=context.device,
+    )
+
+
+def _judged(pruned: Pruned) -> list[str]:
+    """Say what the candidates' accuracies were."""
+    notes = []
+    if pruned.sensitivity:
+        rates = ", ".join(f"{name} {c.knee:g}{'' if c.found else '*'}" for name, c in pruned.sensitivity.items())
+        notes.append(f"pruning rates from sensitivity curves (* no knee, within the tolerance): {rates}")
+    if pruned.search:
+        found = sorted(one.accuracy for one in pruned.search.tried)
+        notes.append(
+            f"{len(found)} of {pruned.search.drawn} random candidates lay within the budget and were judged: held-out "
+            f"accuracy with recalibrated BatchNorm {found[0]:.4f} to {found[-1]:.4f}, median {median(found):.4f}; the "
+            "best was taken"
+        )
+    return notes
 
 
 def _tried(config: Prune, name: str, pruned: Pruned) -> str:

@@ -74,8 +74,8 @@ def allocate(
     graph: Graph,
     *,
     scores: Mapping[str, Tensor],
-    budget: Budget,
-    allocation: str = "global",
+    budget: Budget | None,
+    allocation: str | Allocation = "global",
     normalize: Normalize = "mean",
     round_to: int = 1,
     floor: float = 0.0,
@@ -88,8 +88,8 @@ def allocate(
     Args:
         graph: the traced network.
         scores: importance ``[C]`` of each group's channels; a group without scores stays whole.
-        budget: what the pruned network may cost.
-        allocation: a name of `ALLOCATIONS`.
+        budget: what the pruned network may cost; None where the allocation knows by itself.
+        allocation: a name of `ALLOCATIONS`, or a function like theirs.
         normalize: "mean" divides scores by their group's mean before groups are compared, since layers differ in scale
             by orders of magnitude; "none" takes them as they are, for criteria in one unit (taylor, lamp).
         round_to: widths are multiples of this, or the group's full width.
@@ -109,8 +109,9 @@ def allocate(
             limits of which each can be met, but not both.
         AlignmentError: widths between the multiples of `round_to` would fit.
     """
-    if allocation not in ALLOCATIONS:
+    if isinstance(allocation, str) and allocation not in ALLOCATIONS:
         raise ValueError(f'allocation "{allocation}" is none of {", ".join(ALLOCATIONS)}')
+    choose = ALLOCATIONS[allocation] if isinstance(allocation, str) else allocation
     if normalize not in ("mean", "none"):
         raise ValueError(f'normalize "{normalize}" is none of mean, none')
     if round_to < 1:
@@ -123,7 +124,7 @@ def allocate(
     chosen = [g for g, group in enumerate(graph.groups) if group.name in allowed and group.name in scores]
     gone = graph.branches if branches and floor == 0 else {}
     model = cost_model or CostModel(graph, branches=gone)
-    limits = budget.limits(model)
+    limits = budget.limits(model) if budget else {}
     ranked = [_ranked(graph, graph.groups[g], scores, normalize) for g in chosen]
     ranking = dict(zip(chosen, ranked, strict=True))
     sizes = graph.sizes
@@ -133,12 +134,10 @@ def allocate(
         least[chosen] = [_least(graph.groups[g], round_to, floor) for g in chosen]
         return Problem(model, ranking, least, limits, round_to, gone)
 
-    widths = _solved(problem(limits), allocation)
+    widths = _solved(problem(limits), choose)
     if over := exceeded(model, widths, limits):
-        if pair := _conflict(model, limits, lambda some: _solved(problem(some), allocation)):
-            raise BudgetError(
-                _cannot_both(model, pair, limits, _solved(problem({pair[0]: limits[pair[0]]}), allocation))
-            )
+        if pair := _conflict(model, limits, lambda some: _solved(problem(some), choose)):
+            raise BudgetError(_cannot_both(model, pair, limits, _solved(problem({pair[0]: limits[pair[0]]}), choose)))
         may = f"{len(allowed)} may shrink, {len(scores)} have scores"
         message = _out_of_reach(model, over[0], limits, widths, round_to, floor, may)
         counts = _counts(model, limits)
@@ -155,11 +154,11 @@ def _counts(model: CostModel, limits: Mapping[str, float]) -> dict[str, float]:
     return {name: limit for name, limit in limits.items() if name not in model.foretold}
 
 
-def _solved(problem: Problem, allocation: str) -> Widths:
+def _solved(problem: Problem, allocation: Allocation) -> Widths:
     """Return widths within the limits, or those nearest to them where none are."""
     if exceeded(problem.model, problem.least, _counts(problem.model, problem.limits)):
         return problem.least
-    return ALLOCATIONS[allocation](problem)
+    return allocation(problem)
 
 
 def _conflict(
@@ -210,7 +209,10 @@ class Problem:
     branches: Mapping[str, Branch]
 
 
-def by_knob(family: Callable[[Sequence[Ranked], float], Floats]) -> Callable[[Problem], Widths]:
+Allocation = Callable[[Problem], Widths]
+
+
+def by_knob(family: Callable[[Sequence[Ranked], float], Floats]) -> Allocation:
     """Make an allocation of a family of widths with one knob: as far up as fits, then widened where there is room."""
 
     @wraps(family)
@@ -267,6 +269,12 @@ def align(widths: NDArray[np.float64], sizes: Widths, least: Widths, round_to: i
     """
     nearest = np.floor(widths / round_to + 0.5).astype(np.int64) * round_to
     return np.clip(nearest, least, sizes)
+
+
+def allowed_width(group: Group, width: float, round_to: int, floor: float) -> int:
+    """Return the width a group may have that is nearest to another."""
+    sizes, least = np.array([group.size]), np.array([_least(group, round_to, floor)])
+    return int(align(np.array([width]), sizes, least, round_to)[0])
 
 
 def top(scores: Tensor, count: int) -> Atoms:
@@ -346,7 +354,7 @@ def _give_back(problem: Problem, widths: Widths) -> Widths:
     return widths
 
 
-ALLOCATIONS: dict[str, Callable[[Problem], Widths]] = {
+ALLOCATIONS: dict[str, Allocation] = {
     "uniform": by_knob(uniform),
     "global": by_knob(global_ranking),
     "isomorphic": by_knob(isomorphic),
