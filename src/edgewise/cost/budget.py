@@ -23,9 +23,10 @@ class Budget:
         peak_activation_bytes: the largest sum of live activations at batch 1.
         file_bytes: the artifact's, as foretold by the cost model; always an amount.
         latency_s: seconds on a runtime, as foretold by the cost model; always an amount.
+        memory_bytes: of weights and operators' outputs, as a cost model that knows it weighs them.
 
-    >>> Budget(macs=0.5)
-    Budget(macs=0.5, params=None, weight_bytes=None, peak_activation_bytes=None, file_bytes=None, latency_s=None)
+    >>> Budget(macs=0.5).names
+    ['macs']
     """
 
     macs: float | None = None
@@ -34,6 +35,7 @@ class Budget:
     peak_activation_bytes: float | None = None
     file_bytes: float | None = None
     latency_s: float | None = None
+    memory_bytes: float | None = None
 
     def __post_init__(self) -> None:
         if not self.names:

@@ -22,6 +22,7 @@ from edgewise.errors import BudgetError
 from edgewise.graph.branches import Branch
 from edgewise.graph.groups import Graph, Group
 from edgewise.graph.trace import Atoms
+from edgewise.prune.complexity import Complexity, by_contribution
 from edgewise.prune.knapsack import Choice, search
 
 Normalize = Literal["mean", "none"]
@@ -81,6 +82,7 @@ def allocate(
     groups: Iterable[str] | None = None,
     branches: bool = False,
     cost_model: CostModel | None = None,
+    complexity: Complexity | None = None,
 ) -> dict[str, Atoms]:
     """Choose which channels to keep so that the network stays within a budget.
 
@@ -98,6 +100,7 @@ def allocate(
             whose width the forward does not state.
         branches: the knapsack may take whole branches out (see `graph.branches`): their width is then 0.
         cost_model: the graph's cost model, where there is one already.
+        complexity: the settings of the allocation "complexity".
 
     Returns:
         For each group that shrinks, the indices it keeps, ascending; none for a branch that goes.
@@ -129,10 +132,14 @@ def allocate(
     widths = least
     if not exceeded(model, least, counts):  # a latency may be lower at other widths than the least
         ranking = dict(zip(chosen, ranked, strict=True))
-        widths = ALLOCATIONS[allocation](Problem(model, ranking, least, limits, round_to, gone))
+        problem = Problem(model, ranking, least, limits, round_to, gone, complexity or Complexity())
+        widths = ALLOCATIONS[allocation](problem)
     if over := exceeded(model, widths, limits):
         may = f"{len(allowed)} may shrink, {len(scores)} have scores"
-        raise BudgetError(_out_of_reach(model, over[0], limits, widths, round_to, floor, may))
+        rule = f"round_to = {round_to} and floor = {floor}"
+        if complexity is not None:
+            rule += f", complexity.r_max = {complexity.r_max} and min_channels = {complexity.min_channels}"
+        raise BudgetError(_out_of_reach(model, over[0], limits, widths, rule, may))
     return {
         graph.groups[g].name: top(scores[graph.groups[g].name], int(widths[g])) for g in chosen if widths[g] < sizes[g]
     }
@@ -154,6 +161,7 @@ class Problem:
         limits: upper limits by quantity; the least widths hold them.
         round_to: widths are multiples of this, or the group's full width.
         branches: those that may go whole, by the name of the group whose width is then 0.
+        complexity: the settings of the allocation of that name.
     """
 
     model: CostModel
@@ -162,6 +170,7 @@ class Problem:
     limits: Mapping[str, float]
     round_to: int
     branches: Mapping[str, Branch]
+    complexity: Complexity
 
 
 def by_knob(family: Callable[[Sequence[Ranked], float], Floats]) -> Callable[[Problem], Widths]:
@@ -195,8 +204,16 @@ def knapsack(problem: Problem) -> Widths:
     return search(problem.model, choices, problem.limits)
 
 
+def complexity(problem: Problem) -> Widths:
+    """Take the more of a layer the more it contributes to the params, MACs, memory or latency; no weights are ranked.
+
+    Reference: Zawish et al., Complexity-Driven Model Compression, IEEE Trans. AI 5(8), 2024.
+    """
+    return by_contribution(problem, problem.complexity)
+
+
 def _out_of_reach(
-    model: CostModel, name: str, limits: Mapping[str, float], least: Widths, round_to: int, floor: float, allowed: str
+    model: CostModel, name: str, limits: Mapping[str, float], least: Widths, rule: str, allowed: str
 ) -> str:
     """Say that a limit cannot be held, and what the least is that was found."""
     sizes, limit = model.graph.sizes, limits[name]
@@ -209,7 +226,7 @@ def _out_of_reach(
     return (
         f"{name} cannot go down to {_shown(limit)}: the least possible is {_shown(possible)} "
         f"({possible / max(1e-30, float(model.quantity(name, sizes))):.3f} of the dense network's) "
-        f"with round_to = {round_to} and floor = {floor}"
+        f"with {rule}"
     )
 
 
@@ -305,4 +322,5 @@ ALLOCATIONS: dict[str, Callable[[Problem], Widths]] = {
     "global": by_knob(global_ranking),
     "isomorphic": by_knob(isomorphic),
     "knapsack": knapsack,
+    "complexity": complexity,
 }

@@ -17,8 +17,11 @@ from edgewise.graph.surgery import shrink
 from edgewise.graph.trace import Atoms
 from edgewise.progress import Progress
 from edgewise.prune.allocate import allocate
+from edgewise.prune.complexity import KEEP, Complexity, memory_model
 from edgewise.prune.importance import IMPORTANCES, score
 from edgewise.prune.latency import CandidateLatency, Trial, within_latency
+
+KEEPS = ("keep_macs", "keep_params", "keep_latency", "keep_memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class Prune:
         keep_params: the share of the parameters to keep, in (0, 1].
         keep_latency: the share of the dense network's latency to keep, in (0, 1], measured on this machine in ONNX
             Runtime, both as artifacts of `precision`.
+        keep_memory: the share of the memory to keep, in (0, 1], as `complexity.memory` counts it.
         precision: of what `keep_latency` is measured on.
         threads: that ONNX Runtime may use for it.
         round_to: widths become multiples of this; 8 or 16 is what the runtimes' kernels are made for.
@@ -42,16 +46,18 @@ class Prune:
         inexact: also prune groups whose removal changes a normalisation's statistics.
         calibration: training images whose gradients rank the channels, where the importance needs them.
         recalibrate: images for the BatchNorm statistics of the pruned network; 0 leaves them as they are.
+        complexity: settings of the allocation "complexity", whose mode says which single keep_... is the target.
     """
 
     kind: Literal["prune"] = "prune"
     importance: Literal["l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "random"] = "l2"
     reduce: Literal["mean", "max", "first"] = "mean"
     normalize: Literal["mean", "none"] = "mean"
-    allocate: Literal["uniform", "global", "isomorphic", "knapsack"] = "global"
+    allocate: Literal["uniform", "global", "isomorphic", "knapsack", "complexity"] = "global"
     keep_macs: float | None = None
     keep_params: float | None = None
     keep_latency: float | None = None
+    keep_memory: float | None = None
     precision: Literal["float32", "int8"] = "float32"
     threads: int = 1
     round_to: int = 8
@@ -60,15 +66,16 @@ class Prune:
     inexact: bool = False
     calibration: int = 512
     recalibrate: int = 2048
+    complexity: Complexity | None = None
 
     def __post_init__(self) -> None:
-        keeps = ("keep_macs", "keep_params", "keep_latency")
-        for name in keeps:
+        for name in self.keeps:
             value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
+            if not 0 < value <= 1:
                 raise ValueError(f"{name} = {value}: a share to keep lies in (0, 1]")
-        if all(getattr(self, name) is None for name in keeps):
-            raise ValueError(f"say how much to keep: {', '.join(keeps)}, each in (0, 1]")
+        if not self.keeps:
+            raise ValueError(f"say how much to keep: {', '.join(KEEPS)}, each in (0, 1]")
+        self._check_complexity()
         if self.keep_latency is not None and self.round_to % FINEST:
             raise ValueError(f"round_to = {self.round_to}: latency is known at multiples of {FINEST} channels")
         if self.threads < 1:
@@ -82,14 +89,37 @@ class Prune:
         if self.calibration < 1:
             raise ValueError(f"calibration = {self.calibration}: a number of images, 1 or more")
 
+    def _check_complexity(self) -> None:
+        """Fill in the allocation's settings where they are needed, and refuse what they do not go with."""
+        if self.allocate == "complexity":
+            settings = self.complexity or Complexity()
+            object.__setattr__(self, "complexity", settings)
+            if self.keeps != [KEEP[settings.mode]]:
+                wanted, given = KEEP[settings.mode], ", ".join(self.keeps)
+                raise ValueError(f'complexity.mode = "{settings.mode}" takes {wanted} alone, not {given}')
+        elif self.complexity is not None:
+            raise ValueError(f'complexity goes with allocate = "complexity", not "{self.allocate}"')
+        elif self.keep_memory is not None:
+            raise ValueError('keep_memory goes with allocate = "complexity" and complexity.mode = "memory"')
+
+    @property
+    def keeps(self) -> list[str]:
+        """The names of the shares to keep that are given."""
+        return [name for name in KEEPS if getattr(self, name) is not None]
+
+    @property
+    def ranking(self) -> str:
+        """The importance by which channels are ranked."""
+        return self.complexity.filters if self.complexity else self.importance
+
     @property
     def needs_gradients(self) -> bool:
         """Whether `prune` must be given gradients."""
-        return IMPORTANCES[self.importance].gradients
+        return IMPORTANCES[self.ranking].gradients
 
     def budget(self, latency_s: float | None = None) -> Budget:
         """Return what the pruned network may cost; the seconds are those of `keep_latency`."""
-        return Budget(macs=self.keep_macs, params=self.keep_params, latency_s=latency_s)
+        return Budget(macs=self.keep_macs, params=self.keep_params, memory_bytes=self.keep_memory, latency_s=latency_s)
 
 
 @dataclass(frozen=True)
@@ -138,7 +168,7 @@ def prune(
         UserError: more threads than this machine has cores.
     """
     graph = trace(model, example)
-    scores = score(graph, config.importance, gradients=gradients, reduce=config.reduce, seed=seed)
+    scores = score(graph, config.ranking, gradients=gradients, reduce=config.reduce, seed=seed)
     rigid = list(graph.rigid)
     branches = config.branches and config.allocate == "knapsack"
 
@@ -155,6 +185,7 @@ def prune(
                 groups=[g.name for g in allowed if g.name not in rigid],
                 branches=branches,
                 cost_model=cost_model,
+                complexity=config.complexity,
             )
             narrowed = {name: kept for name, kept in keep.items() if not graph.takes_branch(name, kept)}
             stuck = rigid_groups(graph, narrowed)  # at these widths, where half of each was tried before
@@ -164,7 +195,7 @@ def prune(
 
     allowed = graph.prunable(inexact=config.inexact)
     if config.keep_latency is None:
-        keep = choose(None, None)
+        keep = choose(memory_model(graph, config.complexity.memory) if config.complexity else None, None)
         return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid))
     latency = CandidateLatency(
         graph, precision=config.precision, threads=config.threads, branches=branches, progress=progress
