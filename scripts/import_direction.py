@@ -16,6 +16,8 @@ LAYERS = [
         "check",
         "steps",
         "recipe",
+        "reproduce",
+        "systems",
         "budget",
         "report",
         "comparison",

@@ -127,6 +127,7 @@ def test_settings_can_be_changed(tmp_path: Path) -> None:
         ("epochs = 3", 'epochs = 3\n[[step.method]]\nkind = "distill"', "put it after the prune step"),
         ('data = "fashion-mnist"', 'data = "fashion-mnist"\nheld = 1.0', "held = 1.0: a share between 0 and 1"),
         ('data = "fashion-mnist"', 'data = "fashion-mnist"\nseed = -1', "seed = -1: 0 to"),
+        ('data = "fashion-mnist"', 'data = "fashion-mnist"\nimages = 1', "images = 1: at least 2"),
         ('data = "fashion-mnist"', 'data = "fashion-mnist"\nname = "../x"', "name = '../x'"),
         ('kind = "measure"', 'kind = "measure"\nthreads = 0', "threads = 0: at least 1"),
         ('kind = "quantize"', 'kind = "quantize"\nscheme = "int3"', "step.3.scheme"),

@@ -42,12 +42,21 @@ def _methods() -> Rows:
 
 
 def _recipes() -> Rows:
-    """List the recipes in the folder `recipes` of the working folder: the first comment of each."""
+    """List the recipes that come with edgewise: the first comment of each."""
+    from edgewise.recipe import shipped
+
     rows = []
-    for path in sorted(Path("recipes").glob("*.toml")):
+    for path in sorted(shipped().glob("*.toml")):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
-        rows.append((str(path), first.removeprefix("#").strip() if first.startswith("#") else ""))
+        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        rows.append((str(shown), first.removeprefix("#").strip() if first.startswith("#") else ""))
     return rows
+
+
+def _systems() -> Rows:
+    from edgewise.systems import SYSTEMS
+
+    return [(name, system.about) for name, system in SYSTEMS.items()]
 
 
 CATALOG: dict[str, Callable[[], Rows]] = {
@@ -56,4 +65,5 @@ CATALOG: dict[str, Callable[[], Rows]] = {
     "methods": _methods,
     "runtimes": _runtimes,
     "recipes": _recipes,
+    "systems": _systems,
 }

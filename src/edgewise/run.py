@@ -135,6 +135,8 @@ def _carry_out(context: Context, initial: nn.Module, log: Callable[[dict[str, An
 def _prepare(recipe: Recipe, progress: Progress | None) -> tuple[Context, nn.Module]:
     """Load the data and make the network, and find whatever is wrong with them before anything is written."""
     images = data.load(recipe.data, held=recipe.held, size=recipe.size, progress=progress)
+    if recipe.images is not None:
+        images = data.fewer(images, recipe.images, recipe.seed)
     channels, side, _ = images.input_shape
     builder = Builder(recipe.model, len(images.classes), channels, side, recipe.width)
     with torch.random.fork_rng(devices=[]):
