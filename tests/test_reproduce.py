@@ -199,6 +199,9 @@ def test_a_watch_stops_only_after_something_was_done() -> None:
         watch("epochs", 1, 2)
     assert told == [("train", 3, 9), ("epochs", 1, 2)]
     watch.begin("c", finished=True)
+    fresh = Watch(0, clock=lambda: now[0])
+    fresh.begin("refused", finished=False)
+    fresh.begin("next", finished=False)  # nothing was done yet
     with pytest.raises(OutOfTime, match="d comes next"):
         watch.begin("d", finished=False)
     endless = Watch(None, clock=lambda: now[0])

@@ -42,7 +42,7 @@ class Reproduced:
 
     Args:
         record: as in ``NAME.json``; the rows of the arms that are finished.
-        left: how far the first unfinished arm is, and how many there are; empty when all are done.
+        left: how far the first unfinished arm is, and how many there are; empty when there is nothing to go on with.
     """
 
     record: dict[str, Any]
@@ -93,7 +93,8 @@ def reproduce(
         try:
             watch.begin(arm.label, _finished(out, arm))
             going_on = (folder / RECIPE).exists()
-            compress(plans[arm.label], folder, resume=going_on, progress=watch, log=partial(log, arm.label))
+            run = compress(plans[arm.label], folder, resume=going_on, progress=watch, log=partial(log, arm.label))
+            watch.worked |= not run.before
         except OutOfTime as reason:
             left = f"{reason}; {sum(_finished(out, each) for each in arms)} of {len(arms)} runs are done"
             break
@@ -108,7 +109,7 @@ def reproduce(
 class Watch:
     """Looks at the clock where stopping costs nothing, and passes progress on.
 
-    At least one epoch or arm is done before it stops, so that pieces however short come to an end.
+    At least one epoch or arm is done before it stops, so that pieces however short come to an end; `worked` says so.
 
     Args:
         minutes: after which it stops; None never does.
@@ -128,8 +129,9 @@ class Watch:
         Raises:
             OutOfTime: the minutes are over, and the arm is not finished.
         """
-        self._stop(f"{label} comes next", finished)
-        self.label, self.worked = label, self.worked or not finished
+        if not finished:
+            self._stop(f"{label} comes next")
+        self.label = label
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Take notice of progress.
@@ -143,9 +145,9 @@ class Watch:
             self.worked = True
             self._stop(f"{self.label} has done {done} of {total} epochs")
 
-    def _stop(self, reason: str, finished: bool = False) -> None:
+    def _stop(self, reason: str) -> None:
         over = self.minutes is not None and self.clock() - self.started >= 60 * self.minutes
-        if over and self.worked and not finished:
+        if over and self.worked:
             raise OutOfTime(reason)
 
 
