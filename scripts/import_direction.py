@@ -17,6 +17,8 @@ LAYERS = [
         "check",
         "steps",
         "recipe",
+        "reproduce",
+        "systems",
         "budget",
         "report",
         "comparison",

@@ -110,6 +110,7 @@ def test_profile_shows_where_the_cost_sits(run: Path) -> None:
         ("methods", "importance: l1"),
         ("runtimes", "onnxruntime"),
         ("recipes", "recipes/demo.toml"),
+        ("systems", "complexity"),
     ],
 )
 def test_list(what: str, name: str) -> None:

@@ -70,6 +70,22 @@ def test_paths_are_made_absolute_and_names_left(tmp_path: Path, monkeypatch: pyt
         assert absolute(named) == named
 
 
+def test_an_empty_value_takes_a_setting_out(tmp_path: Path) -> None:
+    changes = ["step.1.keep_macs=", "step.1.keep_params=0.5", "step.1.floor = "]
+    prune = read(write(tmp_path, GOOD), changes).step[1]
+    assert isinstance(prune, Prune)
+    assert (prune.keeps, prune.keep_params, prune.floor) == (["keep_params"], 0.5, 0.0)
+
+
+def test_settings_of_one_allocation_are_filled_in_and_written_out(tmp_path: Path) -> None:
+    recipe = read(write(tmp_path, GOOD), ["step.1.allocate=complexity", "step.1.complexity.min_channels=4"])
+    prune = recipe.step[1]
+    assert isinstance(prune, Prune)
+    assert prune.complexity is not None
+    assert (prune.complexity.min_channels, prune.complexity.mode) == (4, "macs")
+    assert read(write(tmp_path, to_toml(recipe))) == recipe
+
+
 def test_nothing_to_do_is_written_out_too(tmp_path: Path) -> None:
     recipe = read(write(tmp_path, GOOD), ["step.0.augment=[]"])
     assert recipe.step[0].augment == ()
@@ -156,6 +172,7 @@ def test_settings_can_be_changed(tmp_path: Path) -> None:
         ("epochs = 3", 'epochs = 3\n[[step.method]]\nkind = "distill"', "put it after the prune step"),
         ('data = "fashion-mnist"', 'data = "fashion-mnist"\nheld = 1.0', "held = 1.0: a share between 0 and 1"),
         ('data = "fashion-mnist"', 'data = "fashion-mnist"\nseed = -1', "seed = -1: 0 to"),
+        ('data = "fashion-mnist"', 'data = "fashion-mnist"\nimages = 1', "images = 1: at least 2"),
         ('data = "fashion-mnist"', 'data = "fashion-mnist"\nname = "../x"', "name = '../x'"),
         ('kind = "measure"', 'kind = "measure"\nthreads = 0', "threads = 0: at least 1"),
         ('kind = "quantize"', 'kind = "quantize"\nscheme = "int3"', "step.3.scheme"),
@@ -164,6 +181,16 @@ def test_settings_can_be_changed(tmp_path: Path) -> None:
         ("drop = 1", "drop = -1", "budget: drop = -1.0: accuracy points that may be lost, 0 or more"),
         ("epochs = 3", "milestones = [0.1, -inf]", "step.0.milestones.1 = -inf: it must be a finite number"),
         ("keep_macs = 0.5", "keep_macs = 0.5\nrecalibrate = 1", "recalibrate = 1: a number of images, 0 or at least 2"),
+        (
+            "keep_macs = 0.5",
+            'keep_macs = 0.5\nallocate = "complexity"\ncomplexity.mod = "macs"',
+            'unknown key "step.1.complexity.mod"; did you mean "step.1.complexity.mode"?',
+        ),
+        (
+            "keep_macs = 0.5",
+            'keep_macs = 0.5\nallocate = "complexity"\ncomplexity.mode = "params"',
+            'complexity.mode = "params" takes keep_params alone, not keep_macs',
+        ),
         ("model =", "model", "no valid TOML"),
     ],
 )

@@ -27,7 +27,7 @@ def _runtimes() -> Rows:
 
 
 def _methods() -> Rows:
-    from edgewise.prune import ALLOCATIONS, IMPORTANCES, JUDGED, zero_channels
+    from edgewise.prune import ALLOCATIONS, IMPORTANCES, SETTINGS, zero_channels
     from edgewise.recipe import METHODS, STEPS
 
     def first_line(thing: object) -> str:
@@ -39,17 +39,26 @@ def _methods() -> Rows:
         *((f"importance: {name}", criterion.about) for name, criterion in IMPORTANCES.items()),
         *((f"allocation: {name}", first_line(function)) for name, function in ALLOCATIONS.items()),
         ("allocation: zero", first_line(zero_channels)),
-        *((f"allocation: {name}", first_line(settings)) for name, settings in JUDGED.items()),
+        *((f"allocation: {name}", first_line(settings)) for name, settings in SETTINGS.items()),
     ]
 
 
 def _recipes() -> Rows:
-    """List the recipes in the folder `recipes` of the working folder: the first comment of each."""
+    """List the recipes that come with edgewise: the first comment of each."""
+    from edgewise.recipe import shipped
+
     rows = []
-    for path in sorted(Path("recipes").glob("*.toml")):
+    for path in sorted(shipped().glob("*.toml")):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
-        rows.append((str(path), first.removeprefix("#").strip() if first.startswith("#") else ""))
+        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        rows.append((str(shown), first.removeprefix("#").strip() if first.startswith("#") else ""))
     return rows
+
+
+def _systems() -> Rows:
+    from edgewise.systems import SYSTEMS
+
+    return [(name, system.about) for name, system in SYSTEMS.items()]
 
 
 CATALOG: dict[str, Callable[[], Rows]] = {
@@ -58,4 +67,5 @@ CATALOG: dict[str, Callable[[], Rows]] = {
     "methods": _methods,
     "runtimes": _runtimes,
     "recipes": _recipes,
+    "systems": _systems,
 }

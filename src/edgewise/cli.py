@@ -55,7 +55,9 @@ def compress(
     epochs: Annotated[int | None, typer.Option(help="Of recovery after a model was pruned.")] = None,
     dense_epochs: Annotated[int | None, typer.Option(help="Of a model's own training, without --weights.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME by default.")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: step.0.epochs=3.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: step.0.epochs=3; an empty value takes it out.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -266,12 +268,45 @@ def compare(
     print_table("", ["run", "accuracy", "file", "latency", "MACs", "Pareto"], cells, numbers=5)
 
 
-@app.command("list")
-def list_names(
-    what: Annotated[str, typer.Argument(help="models, data, methods, runtimes or recipes.")],
+@app.command()
+def reproduce(
+    system: Annotated[str, typer.Argument(help="One of `edgewise list systems`.")],
+    small: Annotated[bool, typer.Option("--small", help="The setting for two processor cores.")] = False,
+    data: Annotated[str | None, typer.Option(help="Replaces the recipes' data.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where its runs lie; runs/reproduce/NAME by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is there.")] = False,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Stop at the next epoch after so many.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Keep the result in docs/results of this folder.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List what there is: models, data, methods, runtimes or recipes."""
+    """Run a published system and show its figures beside ours."""
+    from edgewise.reproduce import COLUMNS, cells, record_into
+    from edgewise.reproduce import reproduce as run_all
+
+    with bars(quiet=as_json) as (progress, console):
+
+        def log(label: str, row: dict[str, Any]) -> None:
+            with keep_going():
+                console.print(f"{label}: {step_line(row)}")
+
+        found = run_all(system, out, small=small, data=data, resume=resume, minutes=minutes, progress=progress, log=log)
+    if record and not found.left:
+        record_into(Path(), found)
+    if as_json:
+        print_json(found.record)
+    else:
+        print_table(found.record["citation"], list(COLUMNS), cells(found.record), numbers=7)
+        if found.left:
+            print(f"out of time: {found.left}{how_to_resume()}")
+    raise typer.Exit(3 if found.record["refused"] else 0)
+
+
+@app.command("list")
+def list_names(
+    what: Annotated[str, typer.Argument(help="models, data, methods, runtimes, recipes or systems.")],
+    as_json: Json = False,
+) -> None:
+    """List what there is: models, data, methods, runtimes, recipes or systems."""
     from edgewise.catalog import CATALOG
     from edgewise.errors import UnknownName, nearest
 
@@ -459,7 +494,11 @@ def how_to_resume() -> str:
     import shlex
 
     given = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    return f"; go on with: edgewise {shlex.join([*given, '--resume'])}" if given[:1] == ["compress"] else ""
+    return (
+        f"; go on with: edgewise {shlex.join([*given, '--resume'])}"
+        if given[:1] in (["compress"], ["reproduce"])
+        else ""
+    )
 
 
 def disk_full(error: BaseException | None) -> bool:

@@ -9,7 +9,7 @@ FIRST = "00-start"  # in STEPS: the network the run starts from
 
 # In a step's folder; the last one's artifact is the run's.
 ARTIFACT, RESULT = "model.onnx", "result.json"
-CHECKPOINT = "checkpoint.safetensors"  # while a training lasts
+CHECKPOINT, EPOCHS = "checkpoint.safetensors", "epochs.json"  # while a training lasts: its state, and seconds
 
 
 def step_folder(folder: Path, index: int, kind: str) -> Path:

@@ -94,6 +94,7 @@ class Recipe:
         width: multiplies the channels of the reference networks.
         size: side in pixels that images are resized to; by default their own.
         held: share of the training split that is held out for every choice a method makes.
+        images: how many training images are used, of every class alike, drawn with the seed; by default all.
         device: where training runs: "cpu", "cuda", or "auto" for the accelerator if there is one.
         budget: limits that the result is held against.
         notes: why the recipe is as it is, for people.
@@ -109,6 +110,7 @@ class Recipe:
     width: float = 1.0
     size: int | None = None
     held: float = 0.05
+    images: int | None = None
     device: str = "auto"
     budget: Limits | None = None
     notes: tuple[str, ...] = ()
@@ -124,6 +126,8 @@ class Recipe:
             raise ValueError(f"size = {self.size}: at least 8 pixels")
         if not 0 < self.held < 1:
             raise ValueError(f"held = {self.held}: a share between 0 and 1")
+        if self.images is not None and self.images < 2:
+            raise ValueError(f"images = {self.images}: at least 2")
         if self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name or self.name != self.name.strip():
             raise ValueError(f"name = {self.name!r}: it becomes a folder, so no slashes, dots alone or spaces around")
 
@@ -139,7 +143,7 @@ def read(path: Path, changes: Iterable[str] = ()) -> Recipe:
 
     Args:
         path: the file; paths inside it are relative to the working folder.
-        changes: settings that replace the file's, such as ``step.0.epochs=3``.
+        changes: settings that replace the file's, such as ``step.0.epochs=3``; ``step.1.keep_macs=`` takes one out.
 
     Raises:
         RecipeError: the file is missing or no TOML, a key is unknown, a value has the wrong type, unit or range, or
@@ -157,6 +161,12 @@ def read(path: Path, changes: Iterable[str] = ()) -> Recipe:
         _set(table, change)
     table.setdefault("name", path.stem)
     return parse(table, str(path))
+
+
+def shipped() -> Path:
+    """Return the folder of the recipes that come with edgewise: in the installed package, or beside the sources."""
+    packaged = Path(__file__).parent / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def parse(table: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -212,7 +222,7 @@ def _without_none(value: Any) -> Any:
 
 
 def _set(table: dict[str, Any], change: str) -> None:
-    """Apply one ``path=value`` to a table; the value is read as TOML, or else taken as text."""
+    """Apply one ``path=value`` to a table; the value is read as TOML, or else taken as text; none takes the key out."""
     path, equals, text = change.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -232,7 +242,10 @@ def _set(table: dict[str, Any], change: str) -> None:
             raise RecipeError(f'--set "{change}": {".".join(keys[: position + 1])} is a value, not a table')
     if isinstance(place, list):
         raise RecipeError(f'--set "{change}": name a key of {".".join(keys[:-1])}.{keys[-1]}')
-    place[keys[-1]] = value
+    if value == "":
+        place.pop(keys[-1], None)
+    else:
+        place[keys[-1]] = value
 
 
 def _check_keys(table: Any, config: type[Any], path: str, source: str) -> None:

@@ -141,6 +141,8 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> tuple[Context, 
         What the run's steps share, its folder left open; and the network it starts from.
     """
     images = data.load(recipe.data, held=recipe.held, size=recipe.size, progress=progress)
+    if recipe.images is not None:
+        images = data.fewer(images, recipe.images, recipe.seed)
     channels, side, _ = images.input_shape
     builder = Builder(recipe.model, len(images.classes), channels, side, recipe.width)
     with torch.random.fork_rng(devices=[]):
@@ -169,7 +171,7 @@ def _check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> Non
         assert isinstance(config, Prune)
         limits = recipe.budget.by_column() if recipe.budget and config.budget else {}
         static = {name: limit for name, limit in limits.items() if name not in CARE}
-        if config.keep_macs is None and config.keep_params is None and not static:
+        if not static and config.keeps in ([], ["keep_latency"]):
             return  # what can be reached is found by measuring
         if config.judged:  # whose widths come from accuracies, at best as few as any
             config = replace(config, allocate="uniform", knee=None, search=None)

@@ -31,7 +31,7 @@ from edgewise.export.verify import Check, compare_float, compare_int8, compare_n
 from edgewise.files import read_json, write_json
 from edgewise.graph import Graph, shrink, silence, trace
 from edgewise.graph.trace import Atoms
-from edgewise.layout import ARTIFACT, CHECKPOINT, DENSE, RESULT
+from edgewise.layout import ARTIFACT, CHECKPOINT, DENSE, EPOCHS, RESULT
 from edgewise.progress import Progress
 from edgewise.prune.candidates import CARE
 from edgewise.prune.config import Prune
@@ -153,6 +153,12 @@ def _known_accuracy(folder: Path) -> float | None:
 def _train(context: Context, place: Place, config: Train) -> Result:
     """Train, with the recipe's methods; an interrupted training goes on at its last epoch."""
     losses: list[float] = []
+    clock = EpochClock(place.after / EPOCHS)
+
+    def log(loss: float) -> None:
+        losses.append(loss)
+        clock.done(len(losses))
+
     model = fit(
         network.load(place.before),
         context.task,
@@ -163,11 +169,33 @@ def _train(context: Context, place: Place, config: Train) -> Result:
         device=context.device,
         progress=context.progress,
         checkpoint=place.after / CHECKPOINT,
-        log=losses.append,
+        log=log,
     )
     network.save(model, context.builder, place.after)
     curve = {"epoch": list(range(1, len(losses) + 1)), "loss": losses}
-    return {"row": row(context, model), "curve": curve}
+    return {"row": row(context, model), "curve": curve, "earlier_s": clock.earlier_s}
+
+
+class EpochClock:
+    """The seconds of a training's epochs, kept beside its checkpoint: what was interrupted knows its whole time.
+
+    Args:
+        path: the file they are kept in.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: list[float] = read_json(path) if path.exists() else []
+        self.earlier_s = sum(self.seconds)
+        self._last = time.perf_counter()
+
+    def done(self, epochs: int) -> None:
+        """Take the time, now that so many epochs are done; those that are known already count no second time."""
+        now = time.perf_counter()
+        if epochs > len(self.seconds):
+            self.seconds.append(now - self._last)
+            write_json(self.path, self.seconds)
+        self._last = now
 
 
 def _method(context: Context, place: Place, config: Any) -> TrainingMethod:
@@ -385,9 +413,10 @@ def run_step(context: Context, place: Place) -> Result:
     started = time.perf_counter()
     config = context.recipe.step[place.index]
     result = {"checks": [], "notes": [], **RUN_STEP[config.kind](context, place, config)}
-    result["seconds"] = time.perf_counter() - started
+    result["seconds"] = result.pop("earlier_s", 0.0) + time.perf_counter() - started
     write_json(place.after / RESULT, result)
-    (place.after / CHECKPOINT).unlink(missing_ok=True)  # last: until here a kill costs no epoch
+    for name in (CHECKPOINT, EPOCHS):  # last: until here a kill costs no epoch
+        (place.after / name).unlink(missing_ok=True)
     return result
 
 

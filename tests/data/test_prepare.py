@@ -154,3 +154,19 @@ def test_resized_images_are_what_is_described():
     assert data.input_shape == (1, 4, 4)
     assert data.test.images.shape == (6, 1, 4, 4)
     assert (data.mean, data.std) == prepare.mean_and_std(prepare.resize(train.images, 4))
+
+
+def test_fewer_training_images_are_drawn_evenly_from_the_classes():
+    train = numbered([0] * 30 + [1] * 30 + [2] * 4)
+    whole = prepare.dataset(decoded(train, train, ("a", "b", "c")), "d", 0.01, None)
+    some = prepare.fewer(whole, 18, seed=0)
+    assert torch.bincount(some.train.labels).tolist() == [8, 7, 3]  # one of the four of class c is held out
+    assert numbers(some.train) == sorted(set(numbers(some.train)))
+    assert set(numbers(some.train)) < set(numbers(whole.train))
+    assert numbers(some.train) == numbers(prepare.fewer(whole, 18, seed=0).train)
+    assert numbers(some.train) != numbers(prepare.fewer(whole, 18, seed=1).train)
+    assert (some.held, some.test, some.mean, some.checksum) == (whole.held, whole.test, whole.mean, whole.checksum)
+    assert some.note == "trained on 18 of 61 images"
+    assert numbers(prepare.fewer(whole, 61, seed=3).train) == numbers(whole.train)
+    with pytest.raises(DataError, match="d: images = 62, but it has 61 to train on"):
+        prepare.fewer(whole, 62, seed=0)

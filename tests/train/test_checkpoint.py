@@ -57,14 +57,15 @@ def test_killed_in_its_second_epoch_it_ends_with_the_same_bytes(case: str, tmp_p
         timeout=120,
     )
     assert killed.returncode == -signal.SIGKILL
-    steps: list[int] = []
+    steps: list[tuple[str, int]] = []
     resumed = fit(
         *(tiny_net(), TASK, SPLIT, CASES[case]),
         methods=methods(case),
         checkpoint=path,
-        progress=lambda what, done, total: steps.append(done),
+        progress=lambda what, done, total: steps.append((what, done)),
     )
-    assert steps == list(range(4, 13))  # from the second epoch's first step
+    assert [done for what, done in steps if what == "train"] == list(range(4, 13))  # from the second epoch's first step
+    assert [done for what, done in steps if what == "epochs"] == [2, 3, 4]
     assert same(resumed, fit(tiny_net(), TASK, SPLIT, CASES[case], methods=methods(case)))
 
 

@@ -39,9 +39,10 @@ class Budget:
         peak_activation_bytes: the largest sum of live activations at batch 1.
         file_bytes: the artifact's, as foretold by the cost model: a number is always an amount.
         latency_s: seconds on a runtime, as foretold by the cost model: a number is always an amount.
+        memory_bytes: of weights and operators' outputs, as a cost model that knows it weighs them.
 
-    >>> Budget(macs=0.5)
-    Budget(macs=0.5, params=None, weight_bytes=None, peak_activation_bytes=None, file_bytes=None, latency_s=None)
+    >>> Budget(macs=0.5).names
+    ['macs']
     """
 
     macs: float | Limit | None = None
@@ -50,6 +51,7 @@ class Budget:
     peak_activation_bytes: float | Limit | None = None
     file_bytes: float | Limit | None = None
     latency_s: float | Limit | None = None
+    memory_bytes: float | Limit | None = None
 
     def __post_init__(self) -> None:
         if not self.names:

@@ -77,6 +77,15 @@ class LatencyModel:
         """Return a model that knows one more measured network."""
         return LatencyModel(self.cost, self.table, (*self.measured, (widths, seconds)))
 
+    def layers(self, widths: ArrayLike) -> dict[str, float]:
+        """Return the seconds of each layer alone at widths ``[G]``, by its path; what lies between them is left out."""
+        extended = self.cost.extended(widths)
+        found: dict[str, float] = {}
+        modules = (op.module for op in self.cost.graph.ops if op.layer is not None)
+        for module, lookup in zip(modules, self._lookups, strict=True):
+            found[module] = found.get(module, 0.0) + float(lookup(extended))
+        return found
+
     def _features(self, widths: ArrayLike) -> Floats:
         """Return ``[..., 4]``: the layers' seconds, the bytes that operators write, the number of layers, and 1."""
         extended = self.cost.extended(widths)

@@ -5,11 +5,12 @@ from pathlib import Path
 from edgewise.data import cifar, fashion, folders, packs, prepare
 from edgewise.data.augment import crop, cutout, flip, mixup
 from edgewise.data.dataset import Dataset, Split, normalize
+from edgewise.data.prepare import fewer
 from edgewise.data.source import Source
 from edgewise.errors import DataError, UnknownName, nearest
 from edgewise.progress import Progress
 
-__all__ = ["Dataset", "Source", "Split", "crop", "cutout", "flip", "load", "mixup", "names", "normalize"]
+__all__ = ["Dataset", "Source", "Split", "crop", "cutout", "fewer", "flip", "load", "mixup", "names", "normalize"]
 
 
 def load(spec: str, *, held: float = 0.05, size: int | None = None, progress: Progress | None = None) -> Dataset:

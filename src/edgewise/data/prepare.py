@@ -1,6 +1,7 @@
 """From decoded images to a data set: resized, checked, described, and a slice of the training held out."""
 
 import hashlib
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -115,6 +116,34 @@ def hold_out(name: str, classes: tuple[str, ...], train: Split, share: float) ->
             chosen = torch.randperm(count, generator=generator)[:taken]
             held[(train.labels == label).nonzero().flatten()[chosen]] = True
     return Split(train.images[~held], train.labels[~held]), Split(train.images[held], train.labels[held])
+
+
+def fewer(dataset: Dataset, images: int, seed: int) -> Dataset:
+    """Keep some of the training images: of every class as many, as far as it has them.
+
+    Args:
+        dataset: stays as it is; what is held out, the test, the mean and the checksum are those of all images.
+        images: how many to train on.
+        seed: of the draw.
+
+    Raises:
+        DataError: there are not so many.
+    """
+    train = dataset.train
+    if images > len(train):
+        raise DataError(f"{dataset.name}: images = {images}, but it has {len(train)} to train on")
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    order = order[torch.argsort(train.labels[order], stable=True)]
+    counts = torch.bincount(train.labels)
+    starts = torch.cumsum(counts, 0) - counts
+    turn = torch.arange(len(order)) - starts[train.labels[order]]  # the how-manieth of its class
+    chosen = order[torch.argsort(turn, stable=True)[:images]].sort().values
+    about = f"trained on {images:,} of {len(train):,} images"
+    return replace(
+        dataset,
+        train=Split(train.images[chosen], train.labels[chosen]),
+        note=f"{dataset.note}; {about}" if dataset.note else about,
+    )
 
 
 def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

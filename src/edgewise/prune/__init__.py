@@ -2,7 +2,8 @@
 
 from edgewise.prune.allocate import ALLOCATIONS, allocate
 from edgewise.prune.channels import zero_channels
-from edgewise.prune.config import JUDGED, Prune
+from edgewise.prune.complexity import Complexity
+from edgewise.prune.config import SETTINGS, Prune
 from edgewise.prune.dhspg import Dhspg, DhspgPruning
 from edgewise.prune.hesso import Hesso, HessoPruning
 from edgewise.prune.importance import IMPORTANCES, Importance, score
@@ -14,7 +15,8 @@ from edgewise.prune.structured import Pruned, prune
 __all__ = [
     "ALLOCATIONS",
     "IMPORTANCES",
-    "JUDGED",
+    "SETTINGS",
+    "Complexity",
     "Dhspg",
     "DhspgPruning",
     "Hesso",

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgewise.cost.latency import FINEST
+from edgewise.prune.complexity import KEEP, Complexity
 from edgewise.prune.importance import IMPORTANCES
 from edgewise.prune.knee import Knee
 from edgewise.prune.search import Search
 
-KEEPS = ("keep_macs", "keep_params", "keep_latency")
-JUDGED = {"knee": Knee, "search": Search}  # allocations that judge candidates by their accuracy, and their settings
+KEEPS = ("keep_macs", "keep_params", "keep_latency", "keep_memory")
+SETTINGS = {"knee": Knee, "search": Search, "complexity": Complexity}  # of the allocations that have some
 UNLIMITED = ("zero", "knee")  # allocations that need no budget
 
 
@@ -26,11 +27,12 @@ class Prune:
         allocate: how the budget is shared among the groups. "zero" removes exactly the channels that are zero, as
             `Hesso` and `Dhspg` leave them, and looks at nothing else here but `branches`. "knee" measures how
             sensitive each group is and needs no budget; given one, it fills it in the knees' proportions. "search"
-            judges random widths.
+            judges random widths. "complexity" takes the more of a layer the more it costs, and ranks no weights.
         keep_macs: the share of the MACs to keep, in (0, 1].
         keep_params: the share of the parameters to keep, in (0, 1].
         keep_latency: the share of the dense network's latency to keep, in (0, 1], measured on this machine in ONNX
             Runtime, both as artifacts of `precision`.
+        keep_memory: the share of the memory to keep, in (0, 1], as `complexity.memory` counts it.
         budget: keep within the recipe's [budget] too: size, latency, memory, MACs and parameters, the first three as
             measured on artifacts of `precision`.
         budget_share: the share of each of those limits that pruning may use; less than 1 leaves room.
@@ -44,16 +46,18 @@ class Prune:
         recalibrate: images for the BatchNorm statistics of the pruned network; 0 leaves them as they are.
         knee: settings of the allocation "knee".
         search: settings of the allocation "search".
+        complexity: settings of the allocation "complexity", whose mode says which single keep_... is the target.
     """
 
     kind: Literal["prune"] = "prune"
     importance: Literal["l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "random"] = "l2"
     reduce: Literal["mean", "max", "first"] = "mean"
     normalize: Literal["mean", "none"] = "mean"
-    allocate: Literal["uniform", "global", "isomorphic", "knapsack", "zero", "knee", "search"] = "global"
+    allocate: Literal["uniform", "global", "isomorphic", "knapsack", "zero", "knee", "search", "complexity"] = "global"
     keep_macs: float | None = None
     keep_params: float | None = None
     keep_latency: float | None = None
+    keep_memory: float | None = None
     budget: bool = False
     budget_share: float = 1.0
     precision: Literal["float32", "int8"] = "float32"
@@ -66,6 +70,7 @@ class Prune:
     recalibrate: int = 2048
     knee: Knee | None = None
     search: Search | None = None
+    complexity: Complexity | None = None
 
     def __post_init__(self) -> None:
         for name in self.keeps:
@@ -89,11 +94,16 @@ class Prune:
 
     def _check_allocation(self) -> None:
         """Fill in the allocation's settings where it has some, and refuse what it does not go with."""
-        for name, settings in JUDGED.items():
+        for name, settings in SETTINGS.items():
             if self.allocate == name and getattr(self, name) is None:
                 object.__setattr__(self, name, settings())
             if self.allocate != name and getattr(self, name) is not None:
                 raise ValueError(f'settings of {name} have no use with allocate = "{self.allocate}"')
+        if self.complexity and [*self.keeps, *["budget"] * self.budget] != [wanted := KEEP[self.complexity.mode]]:
+            given = ", ".join([*self.keeps, *["budget"] * self.budget]) or "nothing"
+            raise ValueError(f'complexity.mode = "{self.complexity.mode}" takes {wanted} alone, not {given}')
+        if self.keep_memory is not None and not self.complexity:
+            raise ValueError('keep_memory goes with allocate = "complexity" and complexity.mode = "memory"')
         if self.allocate == "zero" and self.limited:
             name = [*self.keeps, "budget"][0]
             raise ValueError(f'{name} = {getattr(self, name)}: allocate = "zero" asks for no budget')
@@ -115,7 +125,12 @@ class Prune:
     @property
     def needs_gradients(self) -> bool:
         """Whether `prune` must be given gradients."""
-        return IMPORTANCES[self.importance].gradients
+        return IMPORTANCES[self.ranking].gradients
+
+    @property
+    def ranking(self) -> str:
+        """The importance by which channels are ranked."""
+        return self.complexity.filters if self.complexity else self.importance
 
     @property
     def judged(self) -> Knee | Search | None:

@@ -65,6 +65,15 @@ def fpgm(weight: Tensor) -> Tensor:
     return distances.mean(1)
 
 
+def first(channels: int) -> Tensor:
+    """Number the channels from the last, so that the first of them stay ``[C]``.
+
+    >>> first(3)
+    tensor([3., 2., 1.])
+    """
+    return torch.arange(channels, 0, -1, dtype=torch.float32)
+
+
 def lamp(weight: Tensor) -> Tensor:
     """Square of each channel's norm over the sum of those that are not smaller ``[C, K] -> [C]``, the largest being 1.
 
@@ -205,4 +214,5 @@ IMPORTANCES: dict[str, Importance] = {
     "random": Importance(
         lambda rows: random(len(rows.weight), rows.generator), "nothing", "uniform random numbers, the baseline"
     ),
+    "first": Importance(lambda rows: first(len(rows.weight)), "nothing", "the first channels stay, for fresh weights"),
 }

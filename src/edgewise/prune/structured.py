@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from edgewise.progress import Progress
 from edgewise.prune.allocate import ALLOCATIONS, Allocation, Widths, allocate, top
 from edgewise.prune.candidates import CARE, Candidates, Trial, within
 from edgewise.prune.channels import zero_channels
+from edgewise.prune.complexity import by_contribution, memory_model
 from edgewise.prune.config import Prune
 from edgewise.prune.importance import score
 from edgewise.prune.judge import Judge
@@ -86,11 +88,12 @@ def prune(
     if config.allocate == "zero":
         keep = zero_channels(graph, branches=config.branches)
         return Pruned(shrink(model, graph, keep), graph, keep, graph.rigid)
-    scores = score(graph, config.importance, gradients=gradients, reduce=config.reduce, seed=seed)
+    scores = score(graph, config.ranking, gradients=gradients, reduce=config.reduce, seed=seed)
     rigid = list(graph.rigid)
     branches = config.branches and config.allocate == "knapsack"
     limits = limits or {}
-    static = _static_limits(config, limits, CostModel(graph))
+    static_model = memory_model(graph, config.complexity.memory) if config.complexity else None
+    static = _static_limits(config, limits, static_model or CostModel(graph))
     allowed = graph.prunable(inexact=config.inexact)
     curves = _curves(graph, config, judge, scores, progress)
     if config.knee:
@@ -121,7 +124,7 @@ def prune(
     charged = [name for name in CARE if name in limits or (name == "latency_s" and config.keep_latency is not None)]
     trials: list[Trial] = []
     if not charged:
-        keep = choose(None, {})
+        keep = choose(static_model, {})
     else:
         candidates = Candidates(
             graph,
@@ -144,10 +147,18 @@ def prune(
 
 def _static_limits(config: Prune, limits: Mapping[str, Limit], cost: CostModel) -> dict[str, float]:
     """Return the limits that widths alone decide, as amounts."""
-    dense = {name: float(cost.quantity(name, cost.graph.sizes)) for name in ("macs", "params")}
-    shares = {name: Limit(share, of_dense=True) for name in dense if (share := getattr(config, f"keep_{name}"))}
-    asked = {name: [given[name] for given in (shares, limits) if name in given] for name in dense}
-    return {name: min(limit.amount(dense[name]) for limit in found) for name, found in asked.items() if found}
+    shares = {
+        name: Limit(share, of_dense=True)
+        for name, keep in (("macs", "keep_macs"), ("params", "keep_params"), ("memory_bytes", "keep_memory"))
+        if (share := getattr(config, keep)) is not None
+    }
+    found = {}
+    for name in ("macs", "params", "memory_bytes"):
+        given = [limit for limit in (shares.get(name), limits.get(name)) if limit is not None]
+        if given:
+            dense = float(cost.quantity(name, cost.graph.sizes))
+            found[name] = min(limit.amount(dense) for limit in given)
+    return found
 
 
 def _curves(
@@ -183,6 +194,8 @@ def _allocation(
     if config.knee:
         rates = {name: curve.knee for name, curve in curves.items()}
         return scaled_rates(rates) if config.limited else at_rates(rates)
+    if config.complexity:
+        return partial(by_contribution, settings=config.complexity)
     if config.search and judge:
         return RandomSearch(config.search, accuracy_at(graph, scores, judge), seed, progress)
     return ALLOCATIONS[config.allocate]

@@ -63,7 +63,8 @@ def fit(
         methods: take part in the order given; see `TrainingMethod`.
         seed: at least 0.
         device: where to train, such as "cpu" or "cuda".
-        progress: called after each step with ("train", steps done, steps in all).
+        progress: called after each step with ("train", steps done, steps in all), and once an epoch is safe in its
+            checkpoint with ("epochs", epochs done, epochs in all).
         checkpoint: a file that holds the training's state after each epoch. When it exists the training goes on from
             it and ends, on the same machine, with the very same weights as one that was never interrupted.
         log: called with the mean loss of each epoch in turn, those of an existing checkpoint included, so that the
@@ -106,6 +107,8 @@ def fit(
                 write_checkpoint(checkpoint, training, losses, made_by)
             if log:
                 log(losses[-1])
+            if checkpoint and progress:
+                progress("epochs", epoch + 1, config.epochs)
         network = _finish(training)
     take_modes(network, model)
     return weight_layout(network, torch.contiguous_format).to(home(model))

@@ -1,0 +1,99 @@
+"""Write docs/results.md from the figures in docs/results/ and the words in results.md.j2.
+
+Usage: python scripts/results_page.py [--check]; with --check it only says whether the page is what it should be.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jinja2
+
+from edgewise.reproduce import COLUMNS, cells
+from edgewise.units import format_bytes
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, FIGURES = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
+TITLES = {
+    "convnext_tiny": "ConvNeXt-Tiny",
+    "convnextv2_atto": "ConvNeXt V2",
+    "densenet121": "DenseNet-121",
+    "efficientnet_b0": "EfficientNet-B0",
+    "gmlp_ti16_224": "gMLP",
+    "mambaout_femto": "MambaOut",
+    "mobilenetv2_100": "MobileNetV2",
+    "regnety_008": "RegNetY-008",
+    "resnet50": "ResNet-50",
+}
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Write a share in per cent.
+
+    >>> percent(0.8713, 2)
+    '87.13 %'
+    """
+    return f"{100 * share:.{digits}f} %"
+
+
+def aligned(name: str) -> str:
+    """Set off the alignment in a row's name.
+
+    >>> aligned("edgewise round_to=8")
+    'edgewise, `round_to = 8`'
+    """
+    tool, _, alignment = name.partition(" round_to=")
+    return f"{tool}, `round_to = {alignment}`" if alignment else tool
+
+
+def settings(rows: list[dict[str, Any]]) -> list[str]:
+    """Say what the rows were trained and measured on, each setting once."""
+    return list(dict.fromkeys(_setting(row) for row in rows))
+
+
+def _setting(row: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+    note = f" ({row['data_note']})" if row["data_note"] else ""
+    return f"{row['data']}{note}; trained on {row['trained_on']}, measured on {row['cpu']}; {versions}."
+
+
+def page() -> str:
+    """Return the page."""
+    figures = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FIGURES.glob("*.json"))}
+    systems = [found for found in figures.values() if isinstance(found, dict) and "system" in found]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "aligned": aligned,
+        "cells": cells,
+        "format_bytes": format_bytes,
+        "median": lambda values: median(list(values)),
+        "percent": percent,
+        "settings": settings,
+        "title_of": lambda name: TITLES.get(name, name),
+    }
+    return environment.get_template("results.md.j2").render(**figures, systems=systems, columns=COLUMNS)
+
+
+def main() -> int:
+    """Write the page, or say whether it is up to date."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    if not parser.parse_args().check:
+        PAGE.write_text(page(), encoding="utf-8")
+        return 0
+    if PAGE.read_text(encoding="utf-8") != page():
+        print("docs/results.md is not what scripts/results_page.py makes of docs/results/: run make results")
+        return 1
+    print("docs/results.md is up to date")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
