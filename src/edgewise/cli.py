@@ -295,7 +295,7 @@ def reproduce(
     if as_json:
         print_json(found.record)
     else:
-        print_table(found.record["citation"], list(COLUMNS), cells(found.record), numbers=7)
+        print_table(found.record["citation"], list(COLUMNS), cells(found.record))  # cells wrap: no figure is cut
         if found.left:
             print(f"out of time: {found.left}{how_to_resume()}")
     raise typer.Exit(3 if found.record["refused"] else 0)
