@@ -201,7 +201,7 @@ def test_a_width_that_breaks_the_forward_is_found_and_the_budget_met_without_it(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"allocation": "best"}, 'allocation "best" is none of uniform, global, isomorphic, knapsack, complexity'),
+        ({"allocation": "best"}, 'allocation "best" is none of uniform, global, isomorphic, knapsack'),
         ({"round_to": 0}, "round_to = 0"),
         ({"floor": 1.5}, "floor = 1.5"),
         ({"groups": ["layer1"]}, 'no group is called "layer1"; the network has conv1, '),

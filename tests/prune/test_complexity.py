@@ -14,7 +14,7 @@ from edgewise.graph import trace
 from edgewise.graph.groups import Graph
 from edgewise.models import build
 from edgewise.prune import Complexity, Prune, allocate, prune, score
-from edgewise.prune.complexity import KEEP, MEMORY, contributions, memory_model
+from edgewise.prune.complexity import KEEP, MEMORY, ByContribution, contributions, memory_model
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 QUANTITY = {"params": "params", "macs": "macs", "memory": "memory_bytes"}
@@ -96,9 +96,8 @@ def test_heavier_layers_lose_the_larger_share(name: str, mode: str) -> None:
         graph,
         scores=score(graph, "first"),
         budget=Budget(**{QUANTITY[mode]: 0.6}),
-        allocation="complexity",
+        allocation=ByContribution(settings),
         cost_model=model,
-        complexity=settings,
     )
     lost = np.array([1 - len(keep.get(g.name, range(g.size))) / g.size for g in graph.groups])
     free = np.array([min(g.size, 8) < len(keep.get(g.name, range(g.size))) for g in graph.groups])
@@ -117,8 +116,7 @@ def test_a_wider_network_in_a_stricter_budget_by_hand() -> None:
         graph,
         scores=score(graph, "first"),
         budget=Budget(params=0.4225),
-        allocation="complexity",
-        complexity=settings,
+        allocation=ByContribution(settings),
     )
     # 100 a + a b + 100 b <= 12675 with a and b alike: a = b = 50.6, and 51 fits for one of the two.
     assert sorted(len(kept) for kept in keep.values()) == [50, 51]
@@ -161,10 +159,9 @@ def test_the_latency_of_layers_decides_in_la() -> None:
         graph,
         scores=score(graph, "first"),
         budget=Budget(latency_s=0.6 * latency(graph.sizes)),
-        allocation="complexity",
+        allocation=ByContribution(settings),
         round_to=8,
         cost_model=model,
-        complexity=settings,
     )
     widths = np.array([len(keep.get(g.name, range(g.size))) for g in graph.groups])
     assert latency(widths) <= 0.6 * latency(graph.sizes)

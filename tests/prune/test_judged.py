@@ -200,13 +200,13 @@ def test_settings_are_filled_where_they_are_needed_and_refused_where_not() -> No
     assert Prune(allocate="knee").knee == Knee()
     assert Prune(allocate="search", keep_macs=0.5).search == Search()
     assert Prune(keep_macs=0.5).judged is None
-    with pytest.raises(ValueError, match='settings of knee have no use with allocate = "global"'):
+    with pytest.raises(ValueError, match='knee goes with allocate = "knee", not "global"'):
         Prune(keep_macs=0.5, knee=Knee())
-    with pytest.raises(ValueError, match='settings of search have no use with allocate = "knee"'):
+    with pytest.raises(ValueError, match='search goes with allocate = "search", not "knee"'):
         Prune(allocate="knee", search=Search())
     with pytest.raises(ValueError, match="say how much to keep"):
         Prune(allocate="search")
-    with pytest.raises(ValueError, match="keep_latency: random search"):
+    with pytest.raises(ValueError, match="keep_latency, budget: random search"):
         Prune(allocate="search", keep_latency=0.5)
 
 

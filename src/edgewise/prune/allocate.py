@@ -139,9 +139,11 @@ def allocate(
         if pair := _conflict(model, limits, lambda some: _solved(problem(some), choose)):
             raise BudgetError(_cannot_both(model, pair, limits, _solved(problem({pair[0]: limits[pair[0]]}), choose)))
         may = f"{len(allowed)} may shrink, {len(scores)} have scores"
-        message = _out_of_reach(model, over[0], limits, widths, round_to, floor, may)
+        rule = getattr(choose, "rule", "")  # of an allocation that has limits of its own
+        message = _out_of_reach(model, over[0], limits, widths, round_to, floor, may) + (f", {rule}" if rule else "")
         counts = _counts(model, limits)
-        if over[0] in counts and not exceeded(model, problem(limits, round_to=1).least, counts):
+        possible = round_to > 1 and over[0] in counts and not exceeded(model, problem(limits, 1).least, counts)
+        if possible and not rule:
             raise AlignmentError(f"{message}; widths between those multiples could meet it")
         raise BudgetError(message)
     return {

@@ -133,16 +133,31 @@ def _amounts(model: CostModel, settings: Complexity, widths: ArrayLike) -> dict[
     return {row.name: getattr(row, settings.mode) for row in rows}
 
 
-def by_contribution(problem: Problem, settings: Complexity) -> Widths:
-    """Choose widths ``[G]`` by what the groups contribute; the narrowest allowed where the limits cannot be held."""
-    sizes, groups = problem.model.graph.sizes, np.array(list(problem.groups), np.int64)
-    if not exceeded(problem.model, sizes, problem.limits):
-        return sizes
-    kept = np.maximum(settings.min_channels, np.ceil((1 - settings.r_max) * sizes))
-    aligned = -(-kept // problem.round_to) * problem.round_to
-    floors = np.maximum(problem.least, np.minimum(sizes, aligned).astype(np.int64))
-    least = np.where(problem.least > 0, floors, 0)  # what a padded shortcut adds lies beside others, and may go
-    return RULES[settings.rule](problem, settings, groups, least)
+@dataclass(frozen=True)
+class ByContribution:
+    """The allocation that chooses widths ``[G]`` by what the groups contribute, with these settings.
+
+    Where the limits cannot be held, the widths are the narrowest that the settings allow.
+    """
+
+    settings: Complexity
+
+    @property
+    def rule(self) -> str:
+        """What keeps widths from getting narrower, in words."""
+        return f"complexity.r_max = {self.settings.r_max} and min_channels = {self.settings.min_channels}"
+
+    def __call__(self, problem: Problem) -> Widths:
+        """Solve it."""
+        settings = self.settings
+        sizes, groups = problem.model.graph.sizes, np.array(list(problem.groups), np.int64)
+        if not exceeded(problem.model, sizes, problem.limits):
+            return sizes
+        kept = np.maximum(settings.min_channels, np.ceil((1 - settings.r_max) * sizes))
+        aligned = -(-kept // problem.round_to) * problem.round_to
+        floors = np.maximum(problem.least, np.minimum(sizes, aligned).astype(np.int64))
+        least = np.where(problem.least > 0, floors, 0)  # what a padded shortcut adds lies beside others, and may go
+        return RULES[settings.rule](problem, settings, groups, least)
 
 
 def _bisection(problem: Problem, settings: Complexity, groups: Widths, least: Widths) -> Widths:

@@ -98,7 +98,7 @@ class Prune:
             if self.allocate == name and getattr(self, name) is None:
                 object.__setattr__(self, name, settings())
             if self.allocate != name and getattr(self, name) is not None:
-                raise ValueError(f'settings of {name} have no use with allocate = "{self.allocate}"')
+                raise ValueError(f'{name} goes with allocate = "{name}", not "{self.allocate}"')
         if self.complexity and [*self.keeps, *["budget"] * self.budget] != [wanted := KEEP[self.complexity.mode]]:
             given = ", ".join([*self.keeps, *["budget"] * self.budget]) or "nothing"
             raise ValueError(f'complexity.mode = "{self.complexity.mode}" takes {wanted} alone, not {given}')
@@ -108,7 +108,9 @@ class Prune:
             name = [*self.keeps, "budget"][0]
             raise ValueError(f'{name} = {getattr(self, name)}: allocate = "zero" asks for no budget')
         if self.allocate == "search" and (self.keep_latency is not None or self.budget):
-            raise ValueError("random search counts what candidates cost: give it keep_macs or keep_params alone")
+            raise ValueError(
+                "keep_latency, budget: random search counts what candidates cost: give it keep_macs or keep_params"
+            )
         if self.allocate not in UNLIMITED and not self.limited:
             raise ValueError(f"say how much to keep: {', '.join(KEEPS)}, each in (0, 1], or budget = true")
 

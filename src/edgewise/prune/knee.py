@@ -108,7 +108,7 @@ def _scaled(values: ArrayLike) -> Floats:
 def smooth(accuracy: ArrayLike, smoothing: Smoothing = "minimum") -> Floats:
     """Make a curve ``[n]`` fall: accuracies of few images are noisy, and the first knee of noise means nothing.
 
-    >>> smooth([0.9, 0.8, 0.85, 0.6]).tolist(), smooth([0.9, 0.75, 0.85, 0.6], "isotonic").tolist()
+    >>> smooth([0.9, 0.8, 0.85, 0.6]).tolist(), smooth([0.9, 0.75, 0.85, 0.6], "isotonic").round(3).tolist()
     ([0.9, 0.8, 0.8, 0.6], [0.9, 0.8, 0.8, 0.6])
     """
     curve = np.asarray(accuracy, np.float64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from edgewise.progress import Progress
 from edgewise.prune.allocate import ALLOCATIONS, Allocation, Widths, allocate, top
 from edgewise.prune.candidates import CARE, Candidates, Trial, within
 from edgewise.prune.channels import zero_channels
-from edgewise.prune.complexity import by_contribution, memory_model
+from edgewise.prune.complexity import ByContribution, memory_model
 from edgewise.prune.config import Prune
 from edgewise.prune.importance import score
 from edgewise.prune.judge import Judge
@@ -195,7 +194,7 @@ def _allocation(
         rates = {name: curve.knee for name, curve in curves.items()}
         return scaled_rates(rates) if config.limited else at_rates(rates)
     if config.complexity:
-        return partial(by_contribution, settings=config.complexity)
+        return ByContribution(config.complexity)
     if config.search and judge:
         return RandomSearch(config.search, accuracy_at(graph, scores, judge), seed, progress)
     return ALLOCATIONS[config.allocate]

@@ -21,7 +21,7 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     if config.schedule == "one_cycle":
         return _one_cycle(config.lr, step, rise, steps)
     if step + 1 <= rise:
-        return config.lr * (step + 1) / rise
+        return config.lr * min(1.0, (step + 1) / rise)
     if config.schedule == "cosine":
         return _anneal(config.lr, 0.0, (step - int(rise)) / (steps - int(rise)))
     # A milestone is compared in whole steps: 0.3 * 10 is 3.0000000000000004 in floating point.
@@ -44,4 +44,5 @@ def _one_cycle(peak: float, step: int, rise: float, steps: int) -> float:
 
 def _anneal(start: float, end: float, share: float) -> float:
     """Go from start to end along half a cosine; share runs from 0 to 1."""
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+    fallen = (1 - math.cos(math.pi * share)) / 2
+    return start * (1 - fallen) + end * fallen
