@@ -44,5 +44,4 @@ def _one_cycle(peak: float, step: int, rise: float, steps: int) -> float:
 
 def _anneal(start: float, end: float, share: float) -> float:
     """Go from start to end along half a cosine; share runs from 0 to 1."""
-    fallen = (1 - math.cos(math.pi * share)) / 2
-    return start * (1 - fallen) + end * fallen
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
