@@ -121,8 +121,8 @@ def run_name(model: str) -> str:
 
 
 def training_precision() -> Precision:
-    """Return the faster precision of training here: bfloat16 on a GPU or where the processor has tiles for it."""
-    fast = torch.cuda.is_available() or "amx_bf16" in machine()["cpu_flags"]
+    """Return the faster precision of training here: bfloat16 on a GPU and where the processor computes in it."""
+    fast = torch.cuda.is_available() or not {"amx_bf16", "avx512_bf16"}.isdisjoint(machine()["cpu_flags"])
     return "bfloat16" if fast else "float32"
 
 
