@@ -28,7 +28,7 @@ from edgewise import data, models
 from edgewise.budget import verdict
 from edgewise.cost import CostModel
 from edgewise.devices.local import available_cores, cpu_name, machine
-from edgewise.errors import BudgetError, RecipeError, TrainingDiverged
+from edgewise.errors import BudgetError, RecipeError, TrainingDiverged, nearest
 from edgewise.export import network
 from edgewise.export.network import SOURCE, STRUCTURE, TENSORS, Builder
 from edgewise.files import canonical_json, read_json, sha256, whole_folder, write_bytes, write_json
@@ -164,11 +164,14 @@ def _check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> Non
             raise RecipeError(
                 f"step.{index}.threads = {step.threads}: this machine has {cores} cores to use; give 1 to {cores}"
             )
-    trace(model, example)
+    graph = trace(model, example)
     first = next((index for index, step in enumerate(recipe.step) if isinstance(step, Prune)), None)
     if first is not None:
         config = recipe.step[first]
         assert isinstance(config, Prune)
+        for name in config.whole:
+            if name not in graph.by_name:
+                raise RecipeError(f'step.{first}.whole: no group is called "{name}"; {nearest(name, graph.by_name)}')
         limits = recipe.budget.by_column() if recipe.budget and config.budget else {}
         static = {name: limit for name, limit in limits.items() if name not in CARE}
         if not static and config.keeps in ([], ["keep_latency"]):

@@ -32,6 +32,21 @@ def test_an_operator_without_a_rule_names_itself_and_its_module() -> None:
         trace(net, EXAMPLE)
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x: x if x.mean() > 0 else -x,
+        lambda x: x[:, :, : int(x.abs().sum().item())],
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+    ],
+)
+def test_a_forward_that_depends_on_the_inputs_values_says_where(forward) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), Forward(forward))
+    with pytest.raises(UnsupportedOp, match=r'"1" \(Forward\)'):
+        trace(net, EXAMPLE)
+
+
 def test_a_forward_that_raises_keeps_its_own_message() -> None:
     def broken(x: Tensor) -> Tensor:
         raise KeyError("no such\nhead")

@@ -343,6 +343,16 @@ def _numbers(call: Call) -> tuple[float, ...]:
     return tuple(found)
 
 
+# What turns a tensor's values into Python's or into shapes: an `if`, a loop's end, a mask that selects.
+DATA_DEPENDENT = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2")
+
+
+def depends_on_values(name: str, args: Any) -> bool:
+    """Say whether an operator's result, as Python or its shape sees it, depends on the values of a tensor."""
+    masks = args[1] if name == "index" else ()
+    return name in DATA_DEPENDENT or any(mask is not None and mask.dtype == torch.bool for mask in masks)
+
+
 class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Carries out every operator that runs, on meta tensors, and sends it with its rule to a listener."""
 
@@ -354,6 +364,11 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         rule = self.rules.get(name)
+        if depends_on_values(name, args):
+            raise UnsupportedOp(
+                f"the forward of module {self.where()} depends on the values of a tensor ({func}): what runs, or its "
+                f"shapes, would differ from input to input"
+            )
         if rule is None:
             raise UnsupportedOp(f"operator {func} in module {self.where()} has no rule in the channel graph")
         if rule.make is None or not args[0].is_floating_point():

@@ -41,6 +41,7 @@ class Prune:
         round_to: widths become multiples of this; 8 or 16 is what the runtimes' kernels are made for.
         floor: the least share of its channels that a group keeps, 0 to 1.
         branches: "knapsack" and "zero" may take whole branches out that a residual path runs beside.
+        whole: names of groups that stay whole, as `edgewise profile` lists them.
         inexact: also prune groups whose removal changes a normalisation's statistics.
         calibration: training images whose gradients rank the channels, where the importance needs them.
         recalibrate: images for the BatchNorm statistics of the pruned network; 0 leaves them as they are.
@@ -65,6 +66,7 @@ class Prune:
     round_to: int = 8
     floor: float = 0.0
     branches: bool = True
+    whole: tuple[str, ...] = ()
     inexact: bool = False
     calibration: int = 512
     recalibrate: int = 2048

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from edgewise.cost.budget import Budget, Limit
 from edgewise.cost.static import CostModel
-from edgewise.graph.groups import Graph, trace
+from edgewise.errors import UnknownName, nearest
+from edgewise.graph.groups import Graph, Group, trace
 from edgewise.graph.rigid import rigid_groups
 from edgewise.graph.surgery import shrink
 from edgewise.graph.trace import Atoms
@@ -81,7 +82,7 @@ def prune(
         UnsupportedOp: the network has an operator the channel graph cannot follow.
         BudgetError: no allowed widths meet the budget.
         ValueError: there is no judge, and the allocation needs one.
-        UserError: more threads than this machine has cores.
+        UserError: more threads than this machine has cores, a group that does not exist.
     """
     graph = trace(model, example)
     if config.allocate == "zero":
@@ -93,7 +94,7 @@ def prune(
     limits = limits or {}
     static_model = memory_model(graph, config.complexity.memory) if config.complexity else None
     static = _static_limits(config, limits, static_model or CostModel(graph))
-    allowed = graph.prunable(inexact=config.inexact)
+    allowed = _allowed(graph, config)
     curves = _curves(graph, config, judge, scores, progress)
     if config.knee:
         rigid += [group.name for group in allowed if group.name in scores and group.name not in curves]
@@ -144,6 +145,18 @@ def prune(
     return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid), static, tuple(trials), curves, tried)
 
 
+def _allowed(graph: Graph, config: Prune) -> list[Group]:
+    """Return the groups that may shrink.
+
+    Raises:
+        UnknownName: a group that is to stay whole does not exist.
+    """
+    for name in config.whole:
+        if name not in graph.by_name:
+            raise UnknownName(f'whole: no group is called "{name}"; {nearest(name, graph.by_name)}')
+    return [group for group in graph.prunable(inexact=config.inexact) if group.name not in config.whole]
+
+
 def _static_limits(config: Prune, limits: Mapping[str, Limit], cost: CostModel) -> dict[str, float]:
     """Return the limits that widths alone decide, as amounts."""
     shares = {
@@ -173,7 +186,7 @@ def _curves(
         judge,
         config.knee,
         scores=scores,
-        groups=[group.name for group in graph.prunable(inexact=config.inexact)],
+        groups=[group.name for group in _allowed(graph, config)],
         round_to=config.round_to,
         floor=config.floor,
         progress=progress,
