@@ -14,6 +14,7 @@ from PIL import Image
 import small_run
 
 ROOT = Path(__file__).resolve().parents[1]
+MODEL = ["resnet20", "--data", "fashion-mnist"]
 
 
 def edgewise(*arguments: object, cwd: Path = ROOT, prelude: str = "") -> subprocess.CompletedProcess[str]:
@@ -130,6 +131,19 @@ def test_list(what: str, name: str) -> None:
         (["compress", "recipes/demo.toml", "--set", "weights=none.pth"], ["none.pth"]),
         (["compress", "recipes/demo.toml", "--set", "device=warp"], ["warp"]),
         (["compress", "recipes/demo.toml", "--set", "budget.latency='3'"], ["latency = '3'", "the unit is one of"]),
+        (["compress", "resnet20", "--max-latency", "60%"], ["say what it sees with --data"]),
+        (["compress", "resnet20", "--data", "fashion-mnist"], ["say what it must fit: --max-latency"]),
+        (["compress", *MODEL, "--max-latency", "60"], ["--max-latency = '60': the unit is one of"]),
+        (["compress", *MODEL, "--max-drop", "-1"], ["--max-drop = -1.0: accuracy points that may be lost"]),
+        (["compress", *MODEL, "--max-size", "1KB", "--epochs", "0"], ["--epochs = 0: at least 1"]),
+        (["compress", *MODEL, "--max-size", "1KB", "--threads", "999"], ["threads = 999: this machine has"]),
+        (["compress", *MODEL, "--max-size", "1KB", "--runtime", "tvm"], ['"tvm"', "onnxruntime"]),
+        (["compress", *MODEL, "--max-size", "1KB", "--set", "seed=1"], ["--set changes a recipe's settings"]),
+        (["compress", "resnet21", "--data", "fashion-mnist", "--max-size", "1KB"], ['did you mean "resnet']),
+        (["compress", "recipes/demo.toml", "--max-size", "1KB"], ["--max-... goes with a model"]),
+        (["compress", "recipes/demo.toml", "--epochs", "1"], ["--epochs goes with a model"]),
+        (["compress", "recipes/demo.toml", "--set", "step.1.whole=['conv']"], ['no group is called "conv"']),
+        (["reproduce", "eagle"], ['did you mean "eagleeye"?']),
         (["profile", "resnet21"], ['did you mean "resnet']),
         (["profile", "resnet20", "--input", "32x32"], ["channels, height and width as 3x32x32"]),
         (["measure", "none.onnx"], ["none.onnx"]),
