@@ -179,28 +179,8 @@ def prune(
     rigid = list(graph.rigid)
     branches = config.branches and config.allocate == "knapsack"
     allowed = graph.prunable(inexact=config.inexact)
-    allocation: str | Allocation = config.allocate
-    curves: dict[str, Sensitivity] = {}
-    tried: RandomSearch | None = None
-    if config.judged and not judge:
-        raise ValueError(f'allocate = "{config.allocate}" needs a judge of candidates')
-    if config.knee and judge:
-        names = [group.name for group in allowed]
-        curves = sensitivities(
-            graph,
-            judge,
-            config.knee,
-            scores=scores,
-            groups=names,
-            round_to=config.round_to,
-            floor=config.floor,
-            progress=progress,
-        )
-        rigid += [name for name in names if name in scores and name not in curves]
-        rates = {name: curve.knee for name, curve in curves.items()}
-        allocation = scaled_rates(rates) if config.limited else at_rates(rates)
-    elif config.search and judge:
-        allocation = tried = RandomSearch(config.search, accuracy_at(graph, scores, judge), seed, progress)
+    judged = _judged(graph, config, scores, judge, seed, progress)
+    rigid += judged.rigid
 
     def choose(cost_model: CostModel | None, latency_s: float | None) -> dict[str, Atoms]:
         while True:
@@ -208,7 +188,7 @@ def prune(
                 graph,
                 scores=scores,
                 budget=config.budget(latency_s),
-                allocation=allocation,
+                allocation=judged.allocation,
                 normalize=config.normalize,
                 round_to=config.round_to,
                 floor=config.floor,
@@ -224,13 +204,58 @@ def prune(
 
     if config.keep_latency is None:
         keep = choose(None, None)
-        return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid), sensitivity=curves, search=tried)
+        return Pruned(
+            shrink(model, graph, keep), graph, keep, tuple(rigid), sensitivity=judged.curves, search=judged.search
+        )
     latency = CandidateLatency(
         graph, precision=config.precision, threads=config.threads, branches=branches, progress=progress
     )
     limit_s = config.keep_latency * latency.dense_s
     keep, trials = within_latency(latency, limit_s, allowed, choose)
-    return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid), limit_s, tuple(trials), curves)
+    return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid), limit_s, tuple(trials), judged.curves)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """An allocation, what was measured for it before, and the groups that turned out to be rigid."""
+
+    allocation: str | Allocation
+    curves: Mapping[str, Sensitivity] = field(default_factory=dict)
+    search: RandomSearch | None = None
+    rigid: tuple[str, ...] = ()
+
+
+def _judged(
+    graph: Graph,
+    config: Prune,
+    scores: Mapping[str, Tensor],
+    judge: Judge | None,
+    seed: int,
+    progress: Progress | None,
+) -> _Judged:
+    """Return the allocation of a config; one that judges candidates is prepared."""
+    if config.judged is None:
+        return _Judged(config.allocate)
+    if judge is None:
+        raise ValueError(f'allocate = "{config.allocate}" needs a judge of candidates')
+    if config.search:
+        search = RandomSearch(config.search, accuracy_at(graph, scores, judge), seed, progress)
+        return _Judged(search, search=search)
+    assert config.knee is not None
+    names = [group.name for group in graph.prunable(inexact=config.inexact) if group.name in scores]
+    curves = sensitivities(
+        graph,
+        judge,
+        config.knee,
+        scores=scores,
+        groups=names,
+        round_to=config.round_to,
+        floor=config.floor,
+        progress=progress,
+    )
+    rates = {name: curve.knee for name, curve in curves.items()}
+    allocation = scaled_rates(rates) if config.limited else at_rates(rates)
+    return _Judged(allocation, curves, rigid=tuple(name for name in names if name not in curves))
 
 
 def accuracy_at(graph: Graph, scores: Mapping[str, Tensor], judge: Judge) -> Callable[[Widths], float]:
