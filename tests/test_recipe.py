@@ -135,6 +135,18 @@ def test_settings_can_be_changed(tmp_path: Path) -> None:
         ("drop = 1", "drop = -1", "budget: drop = -1.0: accuracy points that may be lost, 0 or more"),
         ("epochs = 3", "milestones = [0.1, -inf]", "step.0.milestones.1 = -inf: it must be a finite number"),
         ("keep_macs = 0.5", "keep_macs = 0.5\nrecalibrate = 1", "recalibrate = 1: a number of images, 0 or at least 2"),
+        (
+            "keep_macs = 0.5",
+            'allocate = "knee"\n[step.knee]\ntolerence = 1.0',
+            'unknown key "step.1.knee.tolerence"; did you mean "step.1.knee.tolerance"?',
+        ),
+        (
+            "keep_macs = 0.5",
+            'allocate = "knee"\n[step.knee]\nrates = [0.5, 0.2]',
+            "step.1.knee: rates = [0.5, 0.2]: at least two shares, ascending, between 0 and 1",
+        ),
+        ("keep_macs = 0.5", "keep_macs = 0.5\n[step.search]\nmost = 0.5", "settings of search have no use"),
+        ("keep_macs = 0.5", 'allocate = "search"', "say how much to keep"),
         ("model =", "model", "no valid TOML"),
     ],
 )
