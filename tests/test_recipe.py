@@ -191,6 +191,18 @@ def test_settings_can_be_changed(tmp_path: Path) -> None:
             'keep_macs = 0.5\nallocate = "complexity"\ncomplexity.mode = "params"',
             'complexity.mode = "params" takes keep_params alone, not keep_macs',
         ),
+        (
+            "keep_macs = 0.5",
+            'allocate = "knee"\n[step.knee]\ntolerence = 1.0',
+            'unknown key "step.1.knee.tolerence"; did you mean "step.1.knee.tolerance"?',
+        ),
+        (
+            "keep_macs = 0.5",
+            'allocate = "knee"\n[step.knee]\nrates = [0.5, 0.2]',
+            "step.1.knee: rates = [0.5, 0.2]: at least two shares, ascending, between 0 and 1",
+        ),
+        ("keep_macs = 0.5", "keep_macs = 0.5\n[step.search]\nmost = 0.5", 'search goes with allocate = "search"'),
+        ("keep_macs = 0.5", 'allocate = "search"', "say how much to keep"),
         ("model =", "model", "no valid TOML"),
     ],
 )

@@ -16,6 +16,7 @@ from edgewise.errors import BudgetError
 from edgewise.progress import Progress
 from edgewise.prune.allocate import Problem, Widths, align
 from edgewise.prune.judge import Arithmetic
+from edgewise.prune.memory import kept_memory
 
 BLOCK = 4096  # candidates that are drawn and counted together
 
@@ -128,10 +129,13 @@ class RandomSearch:
         candidates, self.drawn = draw(problem, self.config, np.random.default_rng(self.seed))
         names = [group.name for group in problem.model.graph.groups]
         self.tried = []
-        for widths in candidates:
-            used = {name: float(problem.model.quantity(name, widths)) / limit for name, limit in problem.limits.items()}
-            if self.progress:
-                self.progress("candidates", len(self.tried), len(candidates))
-            self.tried.append(Tried(dict(zip(names, widths.tolist(), strict=True)), used, self.judge(widths)))
+        with kept_memory():
+            for widths in candidates:
+                used = {
+                    name: float(problem.model.quantity(name, widths)) / limit for name, limit in problem.limits.items()
+                }
+                if self.progress:
+                    self.progress("candidates", len(self.tried), len(candidates))
+                self.tried.append(Tried(dict(zip(names, widths.tolist(), strict=True)), used, self.judge(widths)))
         best: NDArray[np.int64] = candidates[int(np.argmax([one.accuracy for one in self.tried]))]
         return best

@@ -25,6 +25,7 @@ from edgewise.graph.trace import Atoms
 from edgewise.progress import Progress
 from edgewise.prune.allocate import top
 from edgewise.prune.judge import Judge, one_pass, prepared
+from edgewise.prune.memory import kept_memory
 from edgewise.prune.resume import Key, OtherOperators, Recording, State, advance, finish
 
 IMAGES = 4  # that are compared; half of them calibrate
@@ -80,10 +81,11 @@ def scan(
     candidates = {name: [without(graph, scores, name, rate) for rate in rates] for name in groups}
     starts = _starts(graph, [graph.by_name[name] for name in groups], base) if judge.at_once else {}
     scanned = _Scan(graph, judge, base, sum(map(len, candidates.values())), progress)
-    try:
-        return scanned.run(candidates, starts)
-    except OtherOperators:  # which ones run depends on the type or number of the inputs
-        return scanned.run(candidates, {})
+    with kept_memory():
+        try:
+            return scanned.run(candidates, starts)
+        except OtherOperators:  # which ones run depends on the type or number of the inputs
+            return scanned.run(candidates, {})
 
 
 @dataclass(frozen=True)
