@@ -118,6 +118,7 @@ class Candidates:
         self.graph, self.quantities, self.precision, self.threads = graph, tuple(quantities), precision, threads
         self.branches, self.progress = graph.branches if branches else {}, progress
         self._folder = tempfile.TemporaryDirectory(prefix="edgewise-")
+        self._artifacts: dict[str, Path] = {}
         cost = CostModel(graph, branches=self.branches)
         self._foretold: dict[str, Foreteller] = {}
         if "file_bytes" in quantities:
@@ -148,7 +149,7 @@ class Candidates:
 
     def measure(self, candidates: Sequence[Keep]) -> list[Figures]:
         """Make candidates and measure them beside the network itself, learn from them, and return what they cost."""
-        files = [self._artifact(shrink(self.graph.model, self.graph, keep)) for keep in candidates]
+        files = [self._made(keep) for keep in candidates]
         now, *found = self._figures([self._dense, *files])
         if "latency_s" in now:
             for figures in found:
@@ -156,6 +157,13 @@ class Candidates:
         for keep, figures in zip(candidates, found, strict=True):
             self._learn(self._widths(keep), figures)
         return found
+
+    def _made(self, keep: Keep) -> Path:
+        """Return a candidate's artifact, made where there is none yet."""
+        key = repr(sorted((name, list(kept)) for name, kept in keep.items()))
+        if key not in self._artifacts:
+            self._artifacts[key] = self._artifact(shrink(self.graph.model, self.graph, keep))
+        return self._artifacts[key]
 
     def _figures(self, files: Sequence[Path]) -> list[Figures]:
         """Return what artifacts cost; their latencies are taken in turn."""
@@ -231,9 +239,12 @@ def within(
             break  # what was measured says that not even the narrowest candidate is within
         foretold = candidates.foretold(keep)
         (measured,) = candidates.measure([keep])
+        if "latency_s" in limits and _holds(measured, limits):  # the other processes of the machine come and go
+            (again,) = candidates.measure([keep])
+            measured = max(measured, again, key=lambda figures: figures["latency_s"])
         trials.append(Trial(foretold, measured))
         shares = {name: measured[name] / limit for name, limit in limits.items()}
-        if holds := all(share <= CARE[name].holds for name, share in shares.items()):
+        if holds := _holds(measured, limits):
             best = max(best or (keep, 0.0), (keep, max(shares.values())), key=lambda found: found[1])
         used = any(share >= CARE[name].used for name, share in shares.items())
         bound = any(foretold[name] >= CARE[name].used * aim for name, aim in aims.items())
@@ -244,6 +255,10 @@ def within(
     if best is None:
         raise BudgetError(_not_reached(limits, trials))
     return best[0], trials
+
+
+def _holds(measured: Figures, limits: Mapping[str, float]) -> bool:
+    return all(measured[name] <= CARE[name].holds * limit for name, limit in limits.items())
 
 
 def _not_reached(limits: Mapping[str, float], trials: Sequence[Trial]) -> str:
