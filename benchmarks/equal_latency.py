@@ -148,7 +148,7 @@ def compare(chain: Chain) -> list[dict[str, object]]:
         cuts = {"edgewise": partial(chain.ours, share)}
         cuts |= {f"Torch-Pruning {round_to}": partial(chain.theirs, round_to, share) for round_to in ROUND_TO}
         for name, cut in cuts.items():
-            key = f"{name.replace(' ', '-')}-{share}"
+            key = f"{name.replace(' ', '-')}-{100 * share:.0f}"  # without a dot: suffixes follow
             small = pruned(chain, key, cut)
             if small is not None:
                 arms[name] = chain.trained(f"{key}-recovered", small, chain.options.recovery, (teacher,))
@@ -167,7 +167,7 @@ def pruned(chain: Chain, key: str, cut) -> nn.Module | None:
 
 def measured(chain: Chain, share: float, arms: dict[str, nn.Module]) -> list[dict[str, object]]:
     """Measure the int8 files of a share in one process, and their accuracy."""
-    files = [chain.int8(f"{name.replace(' ', '-')}-{share}-final", model) for name, model in arms.items()]
+    files = [chain.int8(f"{name.replace(' ', '-')}-{100 * share:.0f}-final", model) for name, model in arms.items()]
     found = measure(files, threads=1, seconds=4.0 * len(files))
     test = normalize(chain.images.test.images, chain.images.mean, chain.images.std)
     rows = []
