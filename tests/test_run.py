@@ -15,19 +15,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import small_run
-from edgewise import load, steps
+from edgewise import context, load
 from edgewise.budget import Limits, verdict
 from edgewise.check import check
+from edgewise.context import Context, read_result
 from edgewise.data import Dataset, Split
 from edgewise.errors import RunFolderError, TrainingDiverged, UserError
 from edgewise.export.network import Builder
 from edgewise.files import locked, read_json, sha256, write_json
 from edgewise.folder import choose, held
 from edgewise.graph import trace
+from edgewise.prune_step import removal_checks
 from edgewise.quantize import activation_cost
 from edgewise.recipe import read
-from edgewise.run import _compressed, _measurements, compress, files, sealed
-from edgewise.steps import Context, read_result, removal_checks
+from edgewise.results import _compressed, _measurements, files, sealed
+from edgewise.run import compress
 from edgewise.train import evaluate
 
 STEPS = ["01-train", "02-prune", "03-train", "04-quantize", "05-export", "06-measure"]
@@ -423,7 +425,7 @@ def test_pruning_at_initialisation_has_no_trained_dense_network(recipe: Path, tm
 def test_weights_to_start_from(recipe: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is evaluated twice: the dense and the pruned network as floats, then the artifact alone."""
     evaluated = []
-    monkeypatch.setattr(steps, "evaluate", lambda *a, **k: evaluated.append(evaluate(*a, **k)) or evaluated[-1])
+    monkeypatch.setattr(context, "evaluate", lambda *a, **k: evaluated.append(evaluate(*a, **k)) or evaluated[-1])
     weights = finished / "dense" / "model.safetensors"
     changes = "step=[{kind='prune', keep_macs=0.9}, {kind='quantize', calibration=5000}, {kind='export'}]"
     results = compress(read(recipe, [f"weights={weights}", changes]), tmp_path / "run").results

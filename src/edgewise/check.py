@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edgewise import data
+from edgewise.context import Context, read_result
 from edgewise.errors import DataError, RunFolderError
 from edgewise.export import network
 from edgewise.export.network import Builder
@@ -22,9 +23,9 @@ from edgewise.files import canonical_json, read_json, sha256
 from edgewise.graph import shrink, trace
 from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, RECIPE, RESULTS, STEPS, step_folder
 from edgewise.prune.config import Prune
+from edgewise.prune_step import removal_checks, zero_checks
 from edgewise.recipe import Recipe, read
-from edgewise.run import files, sealed
-from edgewise.steps import Context, read_result, removal_checks, zero_checks
+from edgewise.results import files, sealed
 
 MOVED = 0.005  # of the test images: another processor rounds differently, which may move one across a boundary
 

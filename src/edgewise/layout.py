@@ -5,7 +5,7 @@ from pathlib import Path
 RECIPE, MANIFEST, RESULTS, REPORT = "recipe.toml", "manifest.json", "results.json", "report.html"
 EVENTS = "events.jsonl"
 DENSE, STEPS = "dense", "steps"
-FIRST = "00-start"  # in STEPS: the network the run starts from
+FIRST, START = "00-start", "start.json"  # in STEPS: the network the run starts from, and what it was made of
 
 # In a step's folder; the last one's artifact is the run's.
 ARTIFACT, RESULT = "model.onnx", "result.json"

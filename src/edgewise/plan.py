@@ -19,6 +19,7 @@ from torch import nn
 
 from edgewise import models
 from edgewise.budget import COLUMNS, Limits
+from edgewise.context import Context
 from edgewise.cost import cost_of
 from edgewise.devices.local import machine
 from edgewise.devices.measure import measure
@@ -30,7 +31,6 @@ from edgewise.progress import Progress
 from edgewise.quantize import Quantize, activation_cost, quantize_static
 from edgewise.recipe import Recipe, parse, read
 from edgewise.run import Finished, compress, prepare
-from edgewise.steps import Context
 from edgewise.train import evaluate
 from edgewise.train.config import Precision
 from edgewise.units import format_quantity

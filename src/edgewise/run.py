@@ -10,50 +10,32 @@ written last: a run that has one is finished.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import edgewise
 from edgewise import data, models
-from edgewise.budget import verdict
-from edgewise.cost import CostModel
-from edgewise.devices.local import available_cores, cpu_name, machine
+from edgewise.context import Context, Place, read_result
+from edgewise.devices.local import available_cores
 from edgewise.errors import BudgetError, RecipeError, TrainingDiverged, nearest
 from edgewise.export import network
 from edgewise.export.network import SOURCE, STRUCTURE, TENSORS, Builder
-from edgewise.files import canonical_json, read_json, sha256, whole_folder, write_bytes, write_json
+from edgewise.files import read_json, sha256, whole_folder, write_bytes, write_json
 from edgewise.folder import choose, event, held
 from edgewise.graph import trace
-from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, REPORT, RESULTS, STEPS, step_folder
-from edgewise.page import ratio
+from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, REPORT, RESULTS, START, STEPS, step_folder
 from edgewise.progress import Progress
 from edgewise.prune.candidates import CARE
 from edgewise.prune.config import Prune
 from edgewise.prune.structured import prune
 from edgewise.recipe import Measure, Recipe
-from edgewise.steps import Context, Place, dense_reference, read_result, run_step
-
-START = "start.json"  # what the network at the start was made from
-# What a figure may depend on, by the module's name; a manifest names those that were imported.
-PACKAGES = {
-    "onnx_ir": "onnx-ir",
-    "onnxscript": "onnxscript",
-    "safetensors": "safetensors",
-    "scipy": "scipy",
-    "timm": "timm",
-    "torchvision": "torchvision",
-    "PIL": "pillow",
-}
+from edgewise.results import dense_row, files, gather, made_with, sealed, step_row
+from edgewise.steps import dense_reference, run_step
 
 
 @dataclass(frozen=True)
@@ -117,7 +99,7 @@ def _carry_out(context: Context, initial: nn.Module, log: Callable[[dict[str, An
     for index, step in enumerate(context.recipe.step):
         if index == context.recipe.dense_at:
             dense = _dense(context, before)
-            log(_dense_row(read_result(dense)))
+            log(dense_row(read_result(dense)))
         after = step_folder(context.folder, index, step.kind)
         if not after.exists():
             event(context.folder, "step", step=after.name)
@@ -126,7 +108,7 @@ def _carry_out(context: Context, initial: nn.Module, log: Callable[[dict[str, An
                     run_step(context, Place(index, before, partial, dense))
             except TrainingDiverged as error:
                 raise TrainingDiverged(f"step {after.name}: {error}") from error
-        log(_step_row(after, index))
+        log(step_row(after, index))
         before = after
     return _finish(context, before, dense or _dense(context, before))
 
@@ -233,161 +215,11 @@ def _finish(context: Context, last: Path, dense: Path) -> Finished:
             write_bytes(folder / name, (last / name).read_bytes())
     if (last / SOURCE).exists():
         shutil.copytree(last / SOURCE, folder / SOURCE, dirs_exist_ok=True)
-    results = _results(context, dense)
-    write_json(folder / RESULTS, results)
-    manifest = _manifest(context, dense)
+    figures = gather(context, dense)
+    write_json(folder / RESULTS, figures)
+    facts = made_with(context, dense)
     event(folder, "done")
-    write_bytes(folder / REPORT, report.render(results, manifest).encode())
-    manifest["files"] = {name: sha256(folder / name) for name in files(folder)}
-    write_json(folder / MANIFEST, sealed(manifest))
-    return Finished(folder, results)
-
-
-def _step_folders(context: Context) -> list[Path]:
-    return [step_folder(context.folder, index, step.kind) for index, step in enumerate(context.recipe.step)]
-
-
-def _step_row(folder: Path, index: int) -> dict[str, Any]:
-    result = read_result(folder)
-    step, kind = folder.name, folder.name.partition("-")[2]
-    return {
-        "index": index + 1,
-        "step": step,
-        "kind": kind,
-        "label": kind,
-        **result["row"],
-        "seconds": result["seconds"],
-        "notes": result["notes"],
-    }
-
-
-def _dense_row(result: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "index": 0,
-        "step": DENSE,
-        "kind": DENSE,
-        "label": "dense float32",
-        **result["row"],
-        "seconds": result["seconds"],
-        "notes": result["notes"],
-    }
-
-
-def _results(context: Context, dense: Path) -> dict[str, Any]:
-    """Gather results.json: one row a step, the dense row first."""
-    recipe, images = context.recipe, context.data
-    folders = _step_folders(context)
-    found = [read_result(folder) for folder in folders]
-    reference = _dense_row(read_result(dense))
-    if recipe.dense_at == 0 and recipe.weights is None:
-        reference["notes"] = [*reference["notes"], "this run never trained its dense network"]
-        reference["accuracy"] = None
-    rows = [reference, *(_step_row(folder, index) for index, folder in enumerate(folders))]
-    measurements = _measurements(folders)
-    for row, measured in zip((rows[0], rows[-1]), measurements, strict=False):
-        row |= {name: measured[name] for name in ("latency_s", "resident_bytes")}
-    compressed = _compressed(reference, rows[-1])
-    return {
-        "recipe": recipe.name,
-        "model": recipe.model,
-        "data": recipe.data,
-        "data_note": images.note,
-        "plan": list(recipe.notes),
-        "classes": list(images.classes),
-        "input_shape": list(images.input_shape),
-        "mean": list(images.mean),
-        "std": list(images.std),
-        "seed": recipe.seed,
-        "rows": rows,
-        "layers": _layers(context, dense, folders[-1]),
-        "measurements": measurements,
-        "budget": verdict(recipe.budget, compressed, reference) if recipe.budget else None,
-        "curves": {f.name: r["curve"] for f, r in zip(folders, found, strict=True) if "curve" in r},
-        "sensitivity": {f.name: r["sensitivity"] for f, r in zip(folders, found, strict=True) if r.get("sensitivity")},
-        "compressed": compressed,
-    }
-
-
-def _measurements(folders: list[Path]) -> list[dict[str, Any]]:
-    """Return what the last measure step found, the dense network's first, if it measured the final artifact."""
-    measured = next((folder for folder in reversed(folders) if folder.name.endswith("-measure")), None)
-    final = folders[-1] / ARTIFACT
-    if measured is None or not final.exists() or sha256(measured / ARTIFACT) != sha256(final):
-        return []
-    found: list[dict[str, Any]] = read_result(measured)["measurements"]
-    return found
-
-
-def _compressed(dense: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
-    """Return the final network's figures and what they are of the dense network's; None where one is unknown."""
-    columns = ("accuracy", "params", "nonzero", "macs", "weight_bytes", "peak_activation_bytes", "file_bytes")
-    figures = {name: last[name] for name in (*columns, "latency_s", "resident_bytes")}
-
-    known = dense["accuracy"] is not None
-    return {
-        **figures,
-        # Rounded, so that exactly one point does not miss a limit of one point by a float's last bit.
-        "drop_pt": round((dense["accuracy"] - last["accuracy"]) * 100, 9) if known else None,
-        "size_ratio": ratio(last["file_bytes"], dense["file_bytes"]),
-        "speedup": ratio(dense["latency_s"], last["latency_s"]),
-    }
-
-
-def _layers(context: Context, dense: Path, last: Path) -> list[dict[str, Any]]:
-    """Say layer by layer where params, MACs and memory went; a layer that is gone costs nothing afterwards."""
-    tables = []
-    for folder in (dense, last):
-        graph = trace(network.load(folder), context.example)
-        tables.append({layer.name: layer for layer in CostModel(graph).layers(graph.sizes)})
-    before, after = tables
-    columns = ("params", "macs", "weight_bytes", "activation_bytes")
-    return [
-        {
-            "name": name,
-            "kind": layer.kind,
-            "before": {c: getattr(layer, c) for c in columns},
-            "after": {c: getattr(after[name], c) if name in after else 0 for c in columns},
-        }
-        for name, layer in before.items()
-    ]
-
-
-def _manifest(context: Context, dense: Path) -> dict[str, Any]:
-    """Say what the run was made with and from, and every equality that was checked."""
-    checks = []
-    for folder in (dense, *_step_folders(context)):
-        checks += [{"step": folder.name, **check} for check in read_result(folder)["checks"]]
-    facts = machine()
-    return {
-        "edgewise": edgewise.__version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": facts,
-        "versions": {**facts.get("versions", {}), **_imported_versions()},
-        "training": {"device": _device_name(context.device), "torch_threads": torch.get_num_threads()},
-        "seed": context.recipe.seed,
-        **read_json(context.folder / STEPS / FIRST / START),
-        "data": {"name": context.data.name, "checksum": context.data.checksum, "note": context.data.note},
-        "checks": checks,
-    }
-
-
-def _imported_versions() -> dict[str, str]:
-    """Return the versions of the packages that took part."""
-    return {package: version(package) for module, package in PACKAGES.items() if module in sys.modules}
-
-
-def _device_name(device: torch.device) -> str:
-    """Return the name of what trained, as its maker gave it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}: {cpu_name()}"
-
-
-def files(folder: Path) -> list[str]:
-    """List every file of a run folder but the manifest, by its path inside, sorted."""
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in names if name != MANIFEST)
-
-
-def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Add the manifest's own fingerprint, so that a change to itself shows too."""
-    body = {key: value for key, value in manifest.items() if key != "seal"}
-    return {**body, "seal": hashlib.sha256(canonical_json(body)).hexdigest()}
+    write_bytes(folder / REPORT, report.render(figures, facts).encode())
+    facts["files"] = {name: sha256(folder / name) for name in files(folder)}
+    write_json(folder / MANIFEST, sealed(facts))
+    return Finished(folder, figures)

@@ -8,13 +8,13 @@ import torch
 
 import small_run
 from edgewise.check import check
+from edgewise.context import read_result
 from edgewise.distill import Distill, LogitDistillation
 from edgewise.files import read_json
 from edgewise.graph import trace
 from edgewise.prune import Dhspg, DhspgPruning, Hesso, HessoPruning, zero_channels
 from edgewise.recipe import read
 from edgewise.run import compress
-from edgewise.steps import read_result
 from edgewise.train import TrainConfig, TrainingMethod, evaluate, fit
 from train.tiny import TASK, same, tiny_net, tiny_split
 

@@ -1,0 +1,127 @@
+"""What every step of a run shares, where each reads and writes, and what it leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgewise.cost import cost_of
+from edgewise.cost.budget import Limit
+from edgewise.data import Dataset, Split, normalize
+from edgewise.export.network import Builder
+from edgewise.export.verify import Check, outputs
+from edgewise.files import read_json
+from edgewise.graph import trace
+from edgewise.layout import RESULT
+from edgewise.progress import Progress
+from edgewise.recipe import Recipe
+from edgewise.tasks.classification import Classification
+from edgewise.train import evaluate
+
+Result = dict[str, Any]
+CHECKED_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every step of a run shares.
+
+    Args:
+        recipe: what is done.
+        folder: the run's.
+        data: the images, normalised and augmented as `task` says.
+        builder: how the unpruned network is made.
+        device: where training and evaluation run.
+        progress: is told (what, done, total).
+    """
+
+    recipe: Recipe
+    folder: Path
+    data: Dataset
+    builder: Builder
+    device: torch.device
+    progress: Progress | None = None
+
+    @property
+    def example(self) -> Tensor:
+        """An input of the right shape, zeros ``[1, C, H, W]``."""
+        return torch.zeros(1, *self.data.input_shape)
+
+    @property
+    def task(self) -> Classification:
+        """What the network learns; a training step adds its augmentation and smoothing."""
+        return Classification(self.data.mean, self.data.std, len(self.data.classes))
+
+    def limits(self, share: float) -> dict[str, Limit]:
+        """Return a share of what the recipe's budget says of an artifact, by column; nothing where it has none."""
+        limits = self.recipe.budget.by_column() if self.recipe.budget else {}
+        return {name: Limit(share * limit.value, limit.of_dense) for name, limit in limits.items()}
+
+    def inputs(self, split: Split) -> Tensor:
+        """Return the images of a split as the network sees them, float32 ``[N, C, H, W]``."""
+        return normalize(split.images, self.data.mean, self.data.std)
+
+    def checked(self) -> Tensor:
+        """Return held-out images to prove equalities on, drawn evenly: some data sets are ordered by class."""
+        held = self.data.held
+        chosen = torch.linspace(0, len(held) - 1, min(CHECKED_IMAGES, len(held))).long()
+        return normalize(held.images[chosen], self.data.mean, self.data.std)
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Return the accuracy on the test split, a fraction. It is reported and decides nothing."""
+        return evaluate(model, self.task, self.data.test, device=self.device)
+
+    def artifact_accuracy(self, path: Path, split: Split) -> float:
+        """Return the accuracy of an ONNX file on a split, a fraction."""
+        logits = torch.cat([outputs(path, self.inputs(part)) for part in _parts(split)])
+        return self.task.metric(logits, split.labels.cpu())
+
+    def calibration(self, images: int, seed: int) -> Tensor:
+        """Return training images as the network sees them, drawn at random; all of them where there are no more."""
+        train = self.data.train
+        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images]
+        return normalize(train.images.cpu()[chosen], self.data.mean, self.data.std)
+
+
+def _parts(split: Split, size: int = 2048) -> list[Split]:
+    """Cut a split into pieces that fit in memory as floats."""
+    return [Split(split.images[i : i + size], split.labels[i : i + size]) for i in range(0, len(split), size)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a step reads and writes.
+
+    Args:
+        index: the step's, counted from 0.
+        before: the folder with the network as it is.
+        after: the folder the step fills.
+        dense: the folder of this run's dense network; None while it is being trained.
+    """
+
+    index: int
+    before: Path
+    after: Path
+    dense: Path | None
+
+
+def row(context: Context, model: nn.Module, accuracy: float | None = None, **figures: Any) -> dict[str, Any]:
+    """Return a row of results.json: the network's accuracy unless it is known, its static cost, what else was found."""
+    cost = cost_of(trace(model, context.example)).to_dict()
+    unknown: dict[str, Any] = dict.fromkeys(("file_bytes", "latency_s", "resident_bytes"))
+    return {"accuracy": context.accuracy(model) if accuracy is None else accuracy, **cost, **unknown, **figures}
+
+
+def dicts(checks: list[Check]) -> list[dict[str, Any]]:
+    """Return checks as result.json holds them."""
+    return [asdict(check) for check in checks]
+
+
+def read_result(folder: Path) -> Result:
+    """Read what a step left behind."""
+    result: Result = read_json(folder / RESULT)
+    return result
