@@ -74,8 +74,9 @@ class Chain:
     def ours(self, share: float) -> nn.Module:
         """Prune to a share of the int8 latency."""
         config = Prune(
-            importance=self.options.importance,
-            normalize="none" if self.options.importance == "taylor" else "mean",
+            importance="taylor",  # in one unit over all groups, so that it adds up over layers and branches
+            reduce="sum",
+            normalize="none",
             allocate="knapsack",
             keep_latency=share,
             precision="int8",
@@ -131,7 +132,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--recovery", type=int, default=8)
     parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--importance", default="taylor")
     parser.add_argument("--precision", default="bfloat16")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")

@@ -75,7 +75,7 @@ class Limits:
     def __post_init__(self) -> None:
         if all(getattr(self, field.name) is None for field in fields(self)):
             raise ValueError("a budget needs at least one limit: size, latency, memory, macs, params or drop")
-        if self.drop is not None and not self.drop >= 0:
+        if self.drop is not None and not 0 <= self.drop < float("inf"):
             raise ValueError(f"drop = {self.drop}: accuracy points that may be lost, 0 or more")
         self.limits()
 

@@ -50,8 +50,8 @@ def compress(
     max_macs: Annotated[str | None, limit("many multiply-accumulates", "20M")] = None,
     max_params: Annotated[str | None, limit("many parameters", "100k")] = None,
     max_drop: Annotated[float | None, typer.Option(help="At most so many accuracy points may be lost.")] = None,
-    runtime: Annotated[str, typer.Option(help="Where a model's artifact will run.")] = "onnxruntime",
-    threads: Annotated[int, typer.Option(help="Threads that it may use there.")] = 1,
+    runtime: Annotated[str | None, typer.Option(help="Where a model's artifact will run: onnxruntime.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that it may use there; 1 by default.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Of recovery after a model was pruned.")] = None,
     dense_epochs: Annotated[int | None, typer.Option(help="Of a model's own training, without --weights.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME by default.")] = None,
@@ -68,13 +68,15 @@ def compress(
         "weights": weights,
         "epochs": epochs,
         "dense_epochs": dense_epochs,
+        "runtime": runtime,
+        "threads": threads,
         "budget": {name: value for name, value in (limits | {"drop": max_drop}).items() if value is not None} or None,
     }
     given = {name: value for name, value in given.items() if value is not None}
     carry_out: Any = (
         by_recipe(Path(what), changes or [], given)
         if what.endswith(".toml")
-        else within_budget(what, given | {"runtime": runtime, "threads": threads}, changes or [])
+        else within_budget(what, given, changes or [])
     )
     with bars(quiet=as_json) as (progress, console):
 
@@ -82,7 +84,12 @@ def compress(
             with keep_going():
                 console.print(step_line(row))
 
-        finished = carry_out(out, resume=resume, progress=progress, log=log)
+        def tell(text: str) -> None:
+            with keep_going():
+                console.print(text)
+
+        told = {} if what.endswith(".toml") else {"tell": tell}
+        finished = carry_out(out, resume=resume, progress=progress, log=log, **told)
     if finished.before and not as_json:
         print(f"{finished.folder}: was finished already; nothing was left to do")
     if as_json:
@@ -366,7 +373,8 @@ def step_line(row: dict[str, Any]) -> str:
 
 def print_finished(console: Console, finished: Any) -> None:
     """Print what came out, against the dense network and the budget."""
-    from edgewise.report import format_bytes, format_seconds
+    from edgewise.budget import COLUMNS
+    from edgewise.units import format_bytes, format_quantity, format_seconds, format_signed
 
     small, dense = finished.results["compressed"], finished.results["rows"][0]
     lines = []
@@ -376,14 +384,26 @@ def print_finished(console: Console, finished: Any) -> None:
     if small["speedup"]:
         lines.append(f"latency   {format_seconds(small['latency_s'])}, {small['speedup']:.2f}x the dense speed")
     if small["drop_pt"] is not None:
-        lines.append(f"accuracy  {small['accuracy']:.2%}, {-small['drop_pt']:+.2f} points")
+        lines.append(f"accuracy  {small['accuracy']:.2%}, {format_signed(-small['drop_pt'])} points")
     for name, limit in (finished.results["budget"] or {}).items():
         state = "met" if limit["met"] else "MISSED"
-        value, most = (dash(limit[key], lambda v: f"{v:.6g}") for key in ("value", "limit"))
-        share = f" ({limit['share']:.0%} of the dense network's)" if "share" in limit else ""
-        lines.append(f"budget    {name}: {state}, {value} of {most} {limit['unit']}{share}")
+        column = COLUMNS[name].column
+        value, most = (
+            dash(limit[key], lambda v: f"{v:.2f} points") if name == "drop" else format_quantity(column, limit[key])
+            for key in ("value", "limit")
+        )
+        share = f" ({limit['share']:.4g} of the dense network's)" if "share" in limit else ""
+        lines.append(f"budget    {name}: {state}, {value} of {most}{share}")
+    if missed_drop(finished.results):
+        lines.append("          all else holds: more epochs of recovery, or looser limits, would lose less")
     lines += [f"report    {finished.folder / 'report.html'}", f"run       {finished.folder}"]
     console.print("\n".join(lines), markup=False, highlight=False)
+
+
+def missed_drop(results: dict[str, Any]) -> bool:
+    """Whether accuracy is all that a run's budget misses."""
+    missed = [name for name, limit in (results["budget"] or {}).items() if not limit["met"]]
+    return missed == ["drop"]
 
 
 @contextlib.contextmanager

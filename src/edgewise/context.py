@@ -56,10 +56,12 @@ class Context:
         """What the network learns; a training step adds its augmentation and smoothing."""
         return Classification(self.data.mean, self.data.std, len(self.data.classes))
 
-    def limits(self, share: float) -> dict[str, Limit]:
-        """Return a share of what the recipe's budget says of an artifact, by column; nothing where it has none."""
+    def limits(self, latency_share: float) -> dict[str, Limit]:
+        """Return what the recipe's budget says of an artifact, by column, its latency tightened."""
         limits = self.recipe.budget.by_column() if self.recipe.budget else {}
-        return {name: Limit(share * limit.value, limit.of_dense) for name, limit in limits.items()}
+        if latency := limits.get("latency_s"):
+            limits["latency_s"] = Limit(latency_share * latency.value, latency.of_dense)
+        return limits
 
     def inputs(self, split: Split) -> Tensor:
         """Return the images of a split as the network sees them, float32 ``[N, C, H, W]``."""

@@ -19,8 +19,14 @@ from edgewise.recipe import Recipe, absolute, read, to_toml
 MISSING = "nothing"
 
 
-def choose(recipe: Recipe, out: Path | None, resume: bool) -> Path:
+def choose(recipe: Recipe, out: Path | None, resume: bool, *, same: bool = True) -> Path:
     """Find the run's folder and refuse one that holds something else; nothing is written.
+
+    Args:
+        recipe: what will be done there.
+        out: the folder; by default ``runs/<recipe's name>``, numbered when taken.
+        resume: it holds a run that is gone on with.
+        same: which was begun with this very recipe.
 
     Raises:
         RunFolderError: the folder is taken, or there is no run of this recipe to resume in it.
@@ -31,7 +37,8 @@ def choose(recipe: Recipe, out: Path | None, resume: bool) -> Path:
     if resume:
         if not (folder / RECIPE).exists():
             raise RunFolderError(f"{folder}: no run to resume; leave --resume out to start one")
-        _check_same(folder, read(folder / RECIPE), absolute(recipe))
+        if same:
+            _check_same(folder, read(folder / RECIPE), absolute(recipe))
     # What a kill left of the recipe's own file is no run yet.
     elif folder.exists() and not all(is_partial(path) for path in folder.iterdir()):
         raise RunFolderError(f"{folder}: exists already; take --resume to go on with it, or another --out")

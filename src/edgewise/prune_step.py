@@ -38,7 +38,7 @@ def prune_step(context: Context, place: Place, config: Prune) -> Result:
         config,
         gradients=batches,
         judge=_judge(context, model, config, seed) if config.judged else None,
-        limits=context.limits(config.budget_share) if config.budget else {},
+        limits=context.limits(config.latency_share) if config.budget else {},
         reference=place.dense / ARTIFACT,
         seed=seed,
         progress=context.progress,

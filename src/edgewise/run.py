@@ -134,11 +134,11 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> tuple[Context, 
         model = models.load_weights(model, Path(recipe.weights))
     models.check_output(model, images.input_shape, len(images.classes))
     context = Context(recipe, Path(), images, builder, _device(recipe.device), progress)
-    _check_steps(recipe, model, context.example)
+    check_steps(recipe, model, context.example)
     return context, model
 
 
-def _check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> None:
+def check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> None:
     """Refuse now what would fail after hours of training: an operator without a rule, a budget, too many threads."""
     cores = available_cores()
     for index, step in enumerate(recipe.step):

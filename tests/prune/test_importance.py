@@ -83,10 +83,12 @@ def test_scores_of_several_tensors_are_reduced() -> None:
         if key.endswith("weight:0") and "bn" not in key
     ]
     assert len(rows) == 10  # option A: the first sixteen channels run through all stages
-    for name, expected in (("mean", torch.stack(rows).mean(0)), ("max", torch.stack(rows).amax(0)), ("first", rows[0])):
+    stacked = torch.stack(rows)
+    reduced = {"mean": stacked.mean(0), "sum": stacked.sum(0), "max": stacked.amax(0), "first": rows[0]}
+    for name, expected in reduced.items():
         assert torch.allclose(score(graph, "l1", reduce=name)["conv1"], expected)
-    with pytest.raises(ValueError, match='reduce "sum" is none of mean, max, first'):
-        score(graph, "l1", reduce="sum")
+    with pytest.raises(ValueError, match='reduce "least" is none of mean, sum, max, first'):
+        score(graph, "l1", reduce="least")
 
 
 def test_by_hand() -> None:

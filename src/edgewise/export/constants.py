@@ -136,11 +136,10 @@ def _behind_slice(node: ir.Node, c: Values) -> Values | None:
 
 
 def _behind_pad(node: ir.Node, c: Values) -> Values | None:
-    """Return the constant with a 0 for each channel that is padded with zeros."""
-    pads, value, mode = _known(node.inputs[1]), node.inputs[2] if len(node.inputs) > 2 else None, node.attributes
-    zeros = value is None or (known := _known(value)) is None or not known.any()
-    plain = "mode" not in mode or mode["mode"].as_string() == "constant"
-    if pads is None or len(pads) != 8 or not plain or not zeros or np.delete(pads, [1, 5]).any() or pads.min() < 0:
+    """Return the constant with a 0 for each channel that is padded, whatever with."""
+    pads, mode = _known(node.inputs[1]), node.attributes.get("mode")
+    plain = (mode is None or mode.as_string() == "constant") and (len(node.inputs) < 4 or node.inputs[3] is None)
+    if pads is None or len(pads) != 8 or not plain or np.delete(pads, [1, 5]).any() or pads.min() < 0:
         return None
     return np.pad(c, (int(pads[1]), int(pads[5])))
 
@@ -183,8 +182,15 @@ def _gives_out(reader: ir.Node) -> bool:
 def _classifier(pooled: ir.Value) -> ir.Node | None:
     """Return the linear layer behind a global pooling, if it alone reads what was pooled."""
     flatten = _only_reader(pooled)
-    linear = _only_reader(flatten.outputs[0]) if flatten is not None and flatten.op_type == "Flatten" else None
-    if linear is None or linear.op_type != "Gemm" or len(linear.inputs) < 3:
+    if flatten is None or flatten.op_type != "Flatten":
+        return None
+    axis, linear = flatten.attributes.get("axis"), _only_reader(flatten.outputs[0])
+    if (
+        (axis is not None and axis.as_int() != 1)
+        or linear is None
+        or linear.op_type != "Gemm"
+        or len(linear.inputs) < 3
+    ):
         return None
     usual = {"alpha": 1, "beta": 1, "transA": 0}
     plain = all(name not in linear.attributes or linear.attributes[name].value == v for name, v in usual.items())
@@ -203,7 +209,7 @@ def _added(node: ir.Node) -> tuple[ir.Value, Values] | None:
         if x is None or constant is None or _known(x) is not None or x.shape is None or len(x.shape) != 4:
             continue
         shape = (1,) * (4 - constant.ndim) + constant.shape
-        if constant.ndim <= 4 and shape == (1, x.shape[1], 1, 1):
+        if constant.dtype == np.float32 and constant.ndim <= 4 and shape == (1, x.shape[1], 1, 1):
             return x, constant.reshape(-1)
     return None
 
@@ -264,7 +270,7 @@ def _replace(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
 
     old = node.outputs[0]
     if old in graph.outputs:
-        graph.outputs[graph.outputs.index(old)] = value
+        graph.outputs[:] = [value if output is old else output for output in graph.outputs]
         value.name, old.name = old.name, None
     ir.convenience.replace_all_uses_with(old, value)
     graph.remove(node, safe=True)

@@ -122,7 +122,8 @@ def allocate(
         raise ValueError(f'no group is called "{unknown[0]}"; the network has {", ".join(graph.by_name) or "none"}')
     allowed = {group.name for group in graph.prunable()} if groups is None else set(groups)
     chosen = [g for g, group in enumerate(graph.groups) if group.name in allowed and group.name in scores]
-    gone = graph.branches if branches and floor == 0 else {}
+    removable = graph.branches if branches and floor == 0 else {}
+    gone = {name: branch for name, branch in removable.items() if allowed.issuperset(branch.groups)}
     model = cost_model or CostModel(graph, branches=gone)
     limits = budget.limits(model) if budget else {}
     ranked = [_ranked(graph, graph.groups[g], scores, normalize) for g in chosen]
@@ -142,7 +143,7 @@ def allocate(
         rule = getattr(choose, "rule", "")  # of an allocation that has limits of its own
         message = _out_of_reach(model, over[0], limits, widths, round_to, floor, may) + (f", {rule}" if rule else "")
         counts = _counts(model, limits)
-        possible = round_to > 1 and over[0] in counts and not exceeded(model, problem(limits, 1).least, counts)
+        possible = round_to > 1 and over[0] in counts and not exceeded(model, problem(limits, 1).narrowest, counts)
         if possible and not rule:
             raise AlignmentError(f"{message}; widths between those multiples could meet it")
         raise BudgetError(message)
@@ -158,8 +159,8 @@ def _counts(model: CostModel, limits: Mapping[str, float]) -> dict[str, float]:
 
 def _solved(problem: Problem, allocation: Allocation) -> Widths:
     """Return widths within the limits, or those nearest to them where none are."""
-    if exceeded(problem.model, problem.least, _counts(problem.model, problem.limits)):
-        return problem.least
+    if exceeded(problem.model, problem.narrowest, _counts(problem.model, problem.limits)):
+        return problem.narrowest
     return allocation(problem)
 
 
@@ -209,6 +210,14 @@ class Problem:
     limits: Mapping[str, float]
     round_to: int
     branches: Mapping[str, Branch]
+
+    @property
+    def narrowest(self) -> Widths:
+        """The least widths, with every branch gone that may go ``[G]``."""
+        widths = self.least.copy()
+        for branch in self.branches.values():
+            widths[[self.model.graph.places[name] for name in branch.groups]] = 0
+        return widths
 
 
 Allocation = Callable[[Problem], Widths]

@@ -224,8 +224,9 @@ def within(
     Raises:
         BudgetError: no candidate was measured within the limits.
     """
-    names = [group.name for group in groups]
-    bare: dict[str, Atoms] = {name: np.empty(0, np.int64) for name in candidates.branches if name in names}
+    names = {group.name for group in groups}
+    free = [name for name, branch in candidates.branches.items() if names.issuperset(branch.groups)]
+    bare: dict[str, Atoms] = {name: np.empty(0, np.int64) for name in free}
     candidates.measure([*(_uniform(groups, share) for share in KNOWN_SHARES), *([bare] if bare else [])])
     aims = {name: CARE[name].aim * limit for name, limit in limits.items()}
     best: tuple[dict[str, Atoms], float] | None = None
@@ -265,8 +266,11 @@ def _not_reached(limits: Mapping[str, float], trials: Sequence[Trial]) -> str:
     """Say which limit was missed, and what was measured."""
     missed = [name for name, limit in limits.items() if trials[-1].measured[name] > CARE[name].holds * limit]
     name = missed[0] if missed else next(iter(limits))
-    tried = ", ".join(format_quantity(name, trial.measured[name]) for trial in trials)
-    return f"{name} = {format_quantity(name, limits[name])} was not reached: {tried} were measured"
+    tried = [trial.measured[name] for trial in trials]
+    return (
+        f"{name} cannot go down to {format_quantity(name, limits[name])}: the least that was measured is "
+        f"{format_quantity(name, min(tried))}, of {len(tried)} candidates"
+    )
 
 
 def _uniform(groups: Sequence[Group], share: float) -> dict[str, Atoms]:

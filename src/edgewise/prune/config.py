@@ -35,7 +35,7 @@ class Prune:
         keep_memory: the share of the memory to keep, in (0, 1], as `complexity.memory` counts it.
         budget: keep within the recipe's [budget] too: size, latency, memory, MACs and parameters, the first three as
             measured on artifacts of `precision`.
-        budget_share: the share of each of those limits that pruning may use; less than 1 leaves room.
+        latency_share: the share of the budget's latency that pruning may use; less than 1 leaves room.
         precision: of the artifact that will be made of the network, on which latency, size and memory are measured.
         threads: that ONNX Runtime may use.
         round_to: widths become multiples of this; 8 or 16 is what the runtimes' kernels are made for.
@@ -52,7 +52,7 @@ class Prune:
 
     kind: Literal["prune"] = "prune"
     importance: Literal["l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "random"] = "l2"
-    reduce: Literal["mean", "max", "first"] = "mean"
+    reduce: Literal["mean", "sum", "max", "first"] = "mean"
     normalize: Literal["mean", "none"] = "mean"
     allocate: Literal["uniform", "global", "isomorphic", "knapsack", "zero", "knee", "search", "complexity"] = "global"
     keep_macs: float | None = None
@@ -60,7 +60,7 @@ class Prune:
     keep_latency: float | None = None
     keep_memory: float | None = None
     budget: bool = False
-    budget_share: float = 1.0
+    latency_share: float = 1.0
     precision: Literal["float32", "int8"] = "float32"
     threads: int = 1
     round_to: int = 8
@@ -81,8 +81,8 @@ class Prune:
         self._check_allocation()
         if self.keep_latency is not None and self.round_to % FINEST:
             raise ValueError(f"round_to = {self.round_to}: latency is known at multiples of {FINEST} channels")
-        if not 0 < self.budget_share <= 1:
-            raise ValueError(f"budget_share = {self.budget_share}: a share lies in (0, 1]")
+        if not 0 < self.latency_share <= 1:
+            raise ValueError(f"latency_share = {self.latency_share}: a share lies in (0, 1]")
         if self.threads < 1:
             raise ValueError(f"threads = {self.threads}: at least 1")
         if self.round_to < 1:

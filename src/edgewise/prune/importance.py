@@ -1,7 +1,7 @@
 """How much each channel matters: pure functions of ``weight[C, K]`` and ``grad[C, K]``, C channels by K numbers each.
 
 A channel usually owns rows of several tensors (a residual stream is made by many layers): its score is the mean over
-them, the largest, or the first one's. Scores are comparable within a group.
+them, their sum, the largest, or the first one's. Scores are comparable within a group.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgewise.graph.groups import Graph, Group
 
-Reduce = Literal["mean", "max", "first"]
+Reduce = Literal["mean", "sum", "max", "first"]
 
 
 def l1(weight: Tensor) -> Tensor:
@@ -197,6 +197,7 @@ def _taylor(rows: Rows) -> Tensor:
 
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda scores: scores.mean(0),
+    "sum": lambda scores: scores.sum(0),
     "max": lambda scores: scores.amax(0),
     "first": lambda scores: scores[0],
 }

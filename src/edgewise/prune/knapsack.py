@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,20 +76,23 @@ class _Search:
         self.model, self.choices, self.limits = model, choices, limits
         self.groups = np.array([choice.group for choice in choices], np.int64)
         self.top = np.array([len(choice.levels) - 1 for choice in choices], np.int64)
+        self._places = np.arange(len(choices))
+        self._levels = _table([choice.levels for choice in choices], np.int64)
+        self._values = _table([choice.value for choice in choices], np.float64)
 
     def widths(self, at: Widths) -> Widths:
         """Return the widths ``[..., G]`` of levels ``[..., choices]``."""
         found = np.broadcast_to(self.model.graph.sizes, (*at.shape[:-1], len(self.model.graph.sizes))).copy()
-        for index, choice in enumerate(self.choices):
-            found[..., choice.group] = choice.levels[at[..., index]]
+        found[..., self.groups] = self._levels[self._places, at]
         for choice in self.choices:
             for other in choice.also:
                 found[..., other] = np.where(found[..., choice.group] == 0, 0, found[..., other])
         return found
 
-    def value(self, at: Widths) -> float:
-        """Return the importance that is kept."""
-        return float(sum(choice.value[level] for choice, level in zip(self.choices, at, strict=True)))
+    def value(self, at: Widths) -> Floats:
+        """Return the importance that levels ``[..., choices]`` keep."""
+        found: Floats = self._values[self._places, at].sum(axis=-1)
+        return found
 
     def costs(self, at: Widths) -> dict[str, Floats]:
         """Return the limited quantities of candidates ``[n, choices]``, as shares of their limits."""
@@ -114,12 +118,12 @@ class _Search:
                 return nearest
             then = self.costs(moves)
             saved = np.sum([np.minimum((now[n] - then[n]) / excess, 1.0) for n, excess in over.items()], axis=0)
-            lost = np.maximum(self.value(at) - np.array([self.value(move) for move in moves]), 1e-12)
+            lost = np.maximum(self.value(at) - self.value(moves), 1e-12)
             # Where no group alone saves anything (a peak that several hold up), the one that loses least goes down.
             at = moves[np.argmax(saved / lost) if (saved > 0).any() else np.argmin(lost)]
 
     def widened(self, at: Widths, held: int | None = None) -> Widths:
-        """Widen by one level at a time what keeps the most importance for its cost, while every limit holds."""
+        """Widen what keeps the most importance for its cost, by as much as pays best, while every limit holds."""
         while True:
             moves = self._moves(at, down=False, held=held)
             costs = self.costs(moves) if len(moves) else {}
@@ -128,19 +132,23 @@ class _Search:
                 return at
             now = self.costs(at)
             spent = np.max([costs[name] - now[name] for name in costs], axis=0)
-            won = np.array([self.value(move) for move in moves]) - self.value(at)
+            won = self.value(moves) - self.value(at)
             at = moves[int(np.argmax(np.where(fits, won / np.maximum(spent, 1e-9), -np.inf)))]
 
     def _moves(self, at: Widths, *, down: bool, held: int | None = None) -> Widths:
-        """Return the levels ``[n, choices]`` that one group's change leads to: some steps down, or one up."""
-        found = []
-        for index in range(len(self.choices)):
-            if index == held:
-                continue
-            for step in STEPS if down else (-1,):
-                level = at[index] - step
-                if 0 <= level <= self.top[index]:
-                    move = at.copy()
-                    move[index] = level
-                    found.append(move)
-        return np.array(found, np.int64).reshape(-1, len(self.choices))
+        """Return the levels ``[n, choices]`` that one group's change leads to, some steps down or up."""
+        steps = np.array(STEPS if down else [-step for step in STEPS])
+        index, step = (grid.reshape(-1) for grid in np.meshgrid(self._places, steps, indexing="ij"))
+        level = at[index] - step
+        allowed = (level >= 0) & (level <= self.top[index]) & (index != (-1 if held is None else held))
+        moves = np.repeat(at[None], allowed.sum(), axis=0)
+        moves[np.arange(len(moves)), index[allowed]] = level[allowed]
+        return moves
+
+
+def _table(rows: Sequence[NDArray[Any]], kind: type) -> NDArray[Any]:
+    """Write rows of different lengths as one array ``[n, longest]``; what lies behind their ends is not read."""
+    table: NDArray[Any] = np.zeros((len(rows), max((len(row) for row in rows), default=0)), kind)
+    for row, values in zip(table, rows, strict=True):
+        row[: len(values)] = values
+    return table
