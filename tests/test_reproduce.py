@@ -99,7 +99,7 @@ def test_the_record_has_what_was_published_and_what_was_measured(done: Path) -> 
     dense, usual, pa = record["rows"]
     assert [row["label"] for row in record["rows"]] == ["tiny dense", "tiny usual", "tiny PA"]
     assert (record["scale"], record["missing"], record["refused"]) == ("small", [], {})
-    assert [row["epochs"] for row in record["rows"]] == [[2], [1], [1]]
+    assert [row["epochs"] for row in record["rows"]] == [[2], [2, 1], [1]]
     assert dense["params_cut"] == dense["macs_cut"] == 0
     assert 0.5 <= usual["macs_cut"] < 0.6
     assert 0.5 <= pa["params_cut"] < 0.6
@@ -158,11 +158,11 @@ def test_the_table_shows_published_and_ours(done: Path) -> None:
     record = read_json(done / "tiny-small.json")
     published, dense, usual, pa = cells({**record, "refused": {}})
     assert {len(row) for row in (published, dense, usual, pa)} == {len(COLUMNS)}
-    assert published[:4] == ["published", "VGG-16 (abstract only)", "without loss", "70%"]
+    assert published[:4] == ["published", "VGG-16 (abstract only)", "without loss", "70.0%"]
     assert usual[0] == "ours"
-    assert usual[1] == "tiny usual, fashion-mnist, 1 epochs, seed 0"
+    assert usual[1] == "tiny usual, fashion-mnist, 2+1 epochs, seed 0; trained on 200 of 9,500 images"
     assert usual[8].endswith(" s")
-    assert pa[8].endswith("%)")
+    assert "of tiny usual: 2+1 epochs, " in pa[8]
     refused = cells({**record, "refused": {"tiny LA": "latency_s was not reached"}})[-1]
     assert refused[:2] == ["ours", "tiny LA: latency_s was not reached"]
 
@@ -228,6 +228,16 @@ def test_every_arm_of_every_system_is_a_valid_recipe(name: str, tmp_path: Path) 
             recipe = plan(arm, tmp_path, "fashion-mnist")
             assert recipe.data == "fashion-mnist"
             assert any(isinstance(step, Train) for step in recipe.step)
+
+
+@pytest.mark.parametrize("scale", ["arms", "small"])
+def test_oto_is_compared_with_the_very_same_training(scale: str, tmp_path: Path) -> None:
+    arms = {arm.label: arm for arm in getattr(SYSTEMS["oto"], scale)}
+    for arm in arms.values():
+        if arm.dense:
+            given, dense = (plan(each, tmp_path).step[0] for each in (arm, arms[arm.dense]))
+            assert given.method
+            assert replace(given, method=()) == dense
 
 
 def test_the_modes_of_complexity_have_their_targets(tmp_path: Path) -> None:

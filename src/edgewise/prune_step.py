@@ -17,6 +17,7 @@ from edgewise.layout import ARTIFACT
 from edgewise.prune.candidates import CARE
 from edgewise.prune.config import Prune
 from edgewise.prune.judge import Judge, make_judge
+from edgewise.prune.rates import Sensitivity
 from edgewise.prune.structured import Pruned, prune
 from edgewise.train import gradients, recalibrate
 from edgewise.train.randomness import mixed_seed
@@ -92,8 +93,8 @@ def _judged(pruned: Pruned) -> list[str]:
     """Say what the candidates' accuracies were."""
     notes = []
     if pruned.sensitivity:
-        rates = ", ".join(f"{name} {c.knee:g}{'' if c.found else '*'}" for name, c in pruned.sensitivity.items())
-        notes.append(f"pruning rates from sensitivity curves (* no knee, within the tolerance): {rates}")
+        rates = ", ".join(_rate(pruned, name, curve) for name, curve in pruned.sensitivity.items())
+        notes.append(f"rates at the knees (* none: within the tolerance), and channels removed: {rates}")
     if pruned.search:
         found = sorted(one.accuracy for one in pruned.search.tried)
         notes.append(
@@ -102,6 +103,13 @@ def _judged(pruned: Pruned) -> list[str]:
             "best was taken"
         )
     return notes
+
+
+def _rate(pruned: Pruned, name: str, curve: Sensitivity) -> str:
+    """Say a group's rate, and what came of it."""
+    size = pruned.graph.by_name[name].size
+    removed = size - len(pruned.keep[name]) if name in pruned.keep else 0
+    return f"{name} {curve.knee:g}{'' if curve.found else '*'} ({removed} of {size})"
 
 
 def _tried(config: Prune, name: str, pruned: Pruned) -> str:

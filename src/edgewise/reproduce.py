@@ -183,7 +183,10 @@ def gathered(
         if arm.label in rows:
             if arm.dense in rows:
                 rows[arm.label]["dense_accuracy"] = rows[arm.dense]["accuracy"]
+            if arm.from_dense and arm.dense in rows:  # its own training is only what came after
+                rows[arm.label]["epochs"] = rows[arm.dense]["epochs"] + rows[arm.label]["epochs"]
             usual = train_s.get(arm.against)
+            rows[arm.label]["against"] = arm.against
             rows[arm.label]["train_s"] = train_s[arm.label]
             rows[arm.label]["train_s_cut"] = 1 - train_s[arm.label] / usual if usual else None
     return {
@@ -245,8 +248,8 @@ def cells(record: dict[str, Any]) -> list[list[str]]:
         [
             "published",
             f"{row['setting']} ({row['source']})",
-            row["accuracy_note"] or _percent(row["accuracy"]),
-            *(_percent(row[cut]) for cut in CUTS),
+            row["accuracy_note"] or _percent(row["accuracy"], 2),
+            *(_percent(row[cut], 1) for cut in CUTS),
             *("-",) * 3,
         ]
         for row in record["published"]
@@ -254,17 +257,27 @@ def cells(record: dict[str, Any]) -> list[list[str]]:
     ours = [
         [
             "ours",
-            f"{row['label']}, {row['data']}, {'+'.join(map(str, row['epochs']))} epochs, seed {row['seed']}",
+            f"{row['label']}, {row['data']}, {'+'.join(map(str, row['epochs']))} epochs, seed {row['seed']}"
+            + (f"; {row['data_note']}" if row["data_note"] else ""),
             f"{_percent(row['accuracy'], 2)} of {_percent(row['dense_accuracy'], 2)}",
-            *(_percent(row[cut]) for cut in CUTS),
+            *(_percent(row[cut], 1) for cut in CUTS),
             "-" if row["latency_ratio"] is None else f"{row['latency_ratio']:.2f}",
             format_bytes(row["file_bytes"]),
-            f"{row['train_s']:.0f} s" + ("" if row["train_s_cut"] is None else f" ({-row['train_s_cut']:+.0%})"),
+            f"{row['train_s']:.0f} s" + _saved(row, record["rows"]),
         ]
         for row in record["rows"]
     ]
     refused = [["ours", f"{label}: {why}", *("-",) * 7] for label, why in record["refused"].items()]
     return [*published, *ours, *refused]
+
+
+def _saved(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Say how much less time a training took than the one it is compared with, and what that one did."""
+    if row["train_s_cut"] is None:
+        return ""
+    other = next(each for each in rows if each["label"] == row["against"])
+    did = f"{'+'.join(map(str, other['epochs']))} epochs, {_percent(other['macs_cut'])} of the MACs cut"
+    return f" ({-row['train_s_cut']:+.0%} of {row['against']}: {did})"
 
 
 def _percent(share: float | None, digits: int = 0) -> str:

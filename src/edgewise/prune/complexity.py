@@ -151,7 +151,7 @@ class ByContribution:
         """Solve it."""
         settings = self.settings
         sizes, groups = problem.model.graph.sizes, np.array(list(problem.groups), np.int64)
-        if not exceeded(problem.model, sizes, problem.limits):
+        if not exceeded(problem.model, sizes, problem.limits) or not len(groups):
             return sizes
         kept = np.maximum(settings.min_channels, np.ceil((1 - settings.r_max) * sizes))
         aligned = -(-kept // problem.round_to) * problem.round_to
@@ -164,6 +164,8 @@ def _bisection(problem: Problem, settings: Complexity, groups: Widths, least: Wi
     """Take from each group in proportion to what it contributes to the dense network, as little as holds the limits."""
     model, sizes = problem.model, problem.model.graph.sizes
     share = contributions(model, settings, sizes)[groups]
+    if not share.any():
+        return least
     relative = share / share.max()
 
     def wanted(factor: float) -> Floats:

@@ -16,6 +16,9 @@ from edgewise.train.method import TrainingMethod
 Cosine = Literal["important", "redundant"]
 
 
+FIVE = "five numbers, at least 0 each, not all 0"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hesso:
     """Bring the channels of least saliency to zero, period by period, at a given time in the training (HESSO).
@@ -51,7 +54,7 @@ class Hesso:
             ("start", self.start, 0 <= self.start < 1, "in [0, 1), a share of the training"),
             ("duration", self.duration, 0 < self.duration <= 1, "in (0, 1], a share of the training"),
             ("periods", self.periods, self.periods >= 1, "at least 1"),
-            ("weights", self.weights, min(self.weights) >= 0 < max(self.weights), "at least 0 each, not all 0"),
+            ("weights", self.weights, len(self.weights) == 5 and min(self.weights) >= 0 < max(self.weights), FIVE),
             ("round_to", self.round_to, self.round_to >= 1, "at least 1"),
         )
         for name, value, fits, range_ in ranges:

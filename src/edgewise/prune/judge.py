@@ -34,7 +34,7 @@ from edgewise.train.randomness import mixed_seed, reproducible
 from edgewise.train.recalibrate import recalibrate
 
 Arithmetic = Literal["auto", "float32", "bfloat16"]
-MEMORY = 0.5  # share of the free memory that one pass may take
+MEMORY = 0.25  # share of the machine's memory that one pass may take: not of what is free, or runs would differ
 COPIES = 3  # times what a runtime needs: results are not written over operands, and some are kept for the next network
 
 
@@ -215,7 +215,7 @@ def make_judge(
     dtype = torch.bfloat16 if arithmetic == "bfloat16" or (arithmetic == "auto" and _has_bfloat16(device)) else None
     example = torch.empty(1, *train.images.shape[1:])
     needed = cost_of(trace(model, example)).peak_activation_bytes * (len(first) + len(then)) * COPIES
-    at_once = (needed / 2 if dtype else needed) <= MEMORY * _free_bytes(device)
+    at_once = (needed / 2 if dtype else needed) <= MEMORY * _memory_bytes(device)
     return Judge(task, first, then, device, dtype or torch.float32, at_once)
 
 
@@ -229,6 +229,7 @@ def _has_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _free_bytes(device: torch.device) -> int:
-    free: int = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return free
+def _memory_bytes(device: torch.device) -> int:
+    """Return how much memory a device has in all."""
+    total: int = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
+    return total

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # The parameters of mallopt(3), and glibc's own values; the last is where its dynamic threshold ends up at most.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-MMAP_MAX, TRIM_THRESHOLD = 65536, 64 * 1024 * 1024
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD = 65536, 32 * 1024 * 1024, 64 * 1024 * 1024
 NEVER = 2**31 - 1
 
 
@@ -29,5 +29,6 @@ def kept_memory() -> Iterator[None]:
         yield
     finally:
         library.mallopt(M_MMAP_MAX, MMAP_MAX)
+        library.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)  # which otherwise never grows again, now that one was set
         library.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
         library.malloc_trim(0)
