@@ -39,7 +39,7 @@ def test_the_network_that_needs_the_least_pruning_is_taken(
     assert (found.precision, found.prune) == (precision, prune)
     assert why in found.notes[-1]
     assert found.notes[0].startswith("dense float32: ")
-    assert "accuracy 90.00% on held-out images" in found.notes[0]
+    assert "accuracy 90.00% on held-out training images" in found.notes[0]
 
 
 def test_int8_is_out_of_question_where_it_is_slower_or_loses_too_much() -> None:
@@ -48,7 +48,7 @@ def test_int8_is_out_of_question_where_it_is_slower_or_loses_too_much() -> None:
     assert "nearer to the budget than int8" in slower.notes[-1]
     worse = decided(Limits(latency="60%"), lost=0.02)
     assert (worse.precision, worse.prune) == ("float32", True)
-    assert "int8 alone loses 2.00 points on held-out images, 1 may go" in worse.notes[-1]
+    assert "int8 alone loses 2.00 points on held-out training images, 1 may go" in worse.notes[-1]
     assert decided(Limits(latency="60%", drop=2.5), lost=0.02).precision == "int8"
     assert decided(Limits(latency="60%", drop=2.0), lost=0.92 - 0.90).precision == "int8"  # 2.0000000000000018
     assert decided(Limits(size="10%"), lost=0.02).precision == "int8"  # 10 times over in float, 3 in int8
@@ -83,7 +83,7 @@ def test_bytes_are_met_and_the_dense_network_is_trained_once(folder: Path) -> No
     assert finished.budget_met
     kept = tomllib.loads((out / "recipe.toml").read_text())
     assert kept["budget"] == {"size": "9 KB", "drop": 60.0}
-    assert kept["notes"][0].startswith("dense float32: file_bytes ")
+    assert kept["notes"][0].startswith("dense float32: size ")
     assert [step["kind"] for step in kept["step"]] == ["prune", "train", "quantize", "export", "measure"]
     assert kept["weights"] == str(folder / "bytes-dense" / "model.safetensors")
     results = read_json(out / "results.json")

@@ -296,8 +296,10 @@ def decide(dense: Mapping[str, Dense], budget: Limits) -> Decision:
     if over["int8"] > over["float32"]:
         return decision("float32", "nearer to the budget than int8")
     if lost_pt > may_lose_pt and over["float32"] <= FAR * max(1.0, over["int8"]):
-        return decision("float32", f"int8 alone loses {lost_pt:.2f} points on held-out images, {may_lose_pt:g} may go")
-    return decision("int8", f"nearer to the budget, and loses {lost_pt:.2f} points on held-out images")
+        return decision(
+            "float32", f"int8 alone loses {lost_pt:.2f} points on held-out training images, {may_lose_pt:g} may go"
+        )
+    return decision("int8", f"nearer to the budget, and loses {lost_pt:.2f} points on held-out training images")
 
 
 def plan(wish: Wish, decision: Decision, share: float = 1.0) -> Recipe:
@@ -340,6 +342,6 @@ def _over(figures: Mapping[str, float], reference: Mapping[str, float], budget: 
 
 def _told(dense: Dense, budget: Limits) -> str:
     """Say what a network costs of what the budget limits."""
-    columns = [COLUMNS[name].column for name in budget.limits() if name != "drop"]
-    figures = [f"{name} {format_quantity(name, dense.figures[name])}" for name in columns]
-    return ", ".join([*figures, f"accuracy {dense.accuracy:.2%} on held-out images"])
+    columns = {name: COLUMNS[name].column for name in budget.limits() if name != "drop"}
+    figures = [f"{name} {format_quantity(column, dense.figures[column])}" for name, column in columns.items()]
+    return ", ".join([*figures, f"accuracy {dense.accuracy:.2%} on held-out training images"])

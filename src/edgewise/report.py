@@ -184,7 +184,7 @@ def _limit(name: str, results: Row) -> dict[str, Any] | None:
         what, form = next((title, form) for title, form, _, owner in FIGURES.values() if owner == name)
         most, found = form(limit["limit"]), form(limit["value"])
         if "share" in limit:
-            most += f" ({limit['share']:.3g} of the dense network's)"
+            most += f" ({100 * limit['share']:.4g}%)"
     return {"what": what, "limit": most, "found": "unknown" if limit["value"] is None else found, "met": limit["met"]}
 
 
