@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,13 @@ def wish(folder: Path, **settings: object) -> Wish:
 def test_bytes_are_met_and_the_dense_network_is_trained_once(folder: Path) -> None:
     out = folder / "bytes"
     rows: list[dict[str, object]] = []
-    finished = compress_within(wish(folder, budget=Limits(size="9 KB", drop=60.0)), out, log=rows.append)
+    small = wish(folder, budget=Limits(size="9 KB", drop=60.0), images=400)
+    finished = compress_within(small, out, log=rows.append)
     assert finished.folder == out
     assert finished.budget_met
     kept = tomllib.loads((out / "recipe.toml").read_text())
     assert kept["budget"] == {"size": "9 KB", "drop": 60.0}
+    assert kept["images"] == 400
     assert kept["notes"][0].startswith("dense float32: size ")
     assert [step["kind"] for step in kept["step"]] == ["prune", "train", "quantize", "export", "measure"]
     assert kept["weights"] == str(folder / "bytes-dense" / "model.safetensors")
@@ -93,10 +96,10 @@ def test_bytes_are_met_and_the_dense_network_is_trained_once(folder: Path) -> No
     trained = (folder / "bytes-dense" / "manifest.json").read_bytes()
 
     with pytest.raises(RunFolderError, match="exists already"):
-        compress_within(wish(folder, budget=Limits(size="9 KB")), out)
+        compress_within(small, out)
     with pytest.raises(RunFolderError, match=r"budget.size was '9 KB' and is '8 KB'"):
-        compress_within(wish(folder, budget=Limits(size="8 KB", drop=60.0)), out, resume=True)
-    assert compress_within(wish(folder, budget=Limits(size="9 KB", drop=60.0)), out, resume=True).before
+        compress_within(replace(small, budget=Limits(size="8 KB", drop=60.0)), out, resume=True)
+    assert compress_within(small, out, resume=True).before
     assert (folder / "bytes-dense" / "manifest.json").read_bytes() == trained
 
 

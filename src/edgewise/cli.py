@@ -52,6 +52,7 @@ def compress(
     max_drop: Annotated[float | None, typer.Option(help="At most so many accuracy points may be lost.")] = None,
     runtime: Annotated[str | None, typer.Option(help="Where a model's artifact will run: onnxruntime.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads that it may use there; 1 by default.")] = None,
+    images: Annotated[int | None, typer.Option(help="Of a model's training images, use so many.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Of recovery after a model was pruned.")] = None,
     dense_epochs: Annotated[int | None, typer.Option(help="Of a model's own training, without --weights.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME by default.")] = None,
@@ -66,6 +67,7 @@ def compress(
     given: dict[str, Any] = {
         "data": data,
         "weights": weights,
+        "images": images,
         "epochs": epochs,
         "dense_epochs": dense_epochs,
         "runtime": runtime,

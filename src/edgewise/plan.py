@@ -59,6 +59,7 @@ class Wish:
         budget: the limits.
         runtime: where the artifact will run.
         threads: that it may use there.
+        images: how many training images are used; by default all.
         epochs: of recovery after pruning.
         dense_epochs: of the dense network's training, where it is trained.
         precision: of the training.
@@ -72,6 +73,7 @@ class Wish:
     seed: int = 0
     runtime: str = "onnxruntime"
     threads: int = 1
+    images: int | None = None
     epochs: int = EPOCHS
     dense_epochs: int = DENSE_EPOCHS
     precision: Precision = "float32"
@@ -96,6 +98,8 @@ class Wish:
     def recipe(self, steps: list[dict[str, Any]], *, dense: bool = False, notes: tuple[str, ...] = ()) -> Recipe:
         """Return a recipe of these steps, or one that only trains the dense network."""
         table: dict[str, Any] = {"model": self.model, "data": self.data, "seed": self.seed, "step": steps}
+        if self.images is not None:
+            table["images"] = self.images
         if dense:
             return parse({**table, "name": f"{self.name}-dense"}, "compress")
         budget = {name: value for name, value in dataclasses.asdict(self.budget).items() if value is not None}
