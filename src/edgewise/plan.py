@@ -22,6 +22,7 @@ from edgewise import models
 from edgewise.budget import COLUMNS, Limits
 from edgewise.context import Context
 from edgewise.cost import cost_of
+from edgewise.data import Dataset
 from edgewise.devices.base import RUNTIMES
 from edgewise.devices.local import available_cores, machine
 from edgewise.devices.measure import measure
@@ -180,14 +181,16 @@ def compress_within(
         if not resume or not (dense_place / RECIPE).exists():
             raise
         folder, resume = choose(tentative, out, False), False  # the dense network's training was interrupted
+    images: Dataset | None = None
     if resume:
         decision = decided(read(folder / RECIPE))
     else:
         context, model = prepare(wish.recipe([{"kind": "export"}, wish.measure_step]), progress)
+        images = context.data
         with without_steps_name():  # whether widths fit is known before the dense network is trained
             check_steps(tentative, model, context.example)
         if wish.weights is None:
-            train_dense(wish, dense_place, progress, log)
+            train_dense(wish, dense_place, images, progress, log)
             model = models.load_weights(model, dense_place / TENSORS)
         decision = decide(survey(context, model, wish.threads, wish.runtime), wish.budget)
         for note in decision.notes:
@@ -200,7 +203,7 @@ def compress_within(
         try:
             with without_steps_name():
                 recipe = plan(trained, decision, share)
-                found.append(compress(recipe, place, resume=going_on, progress=progress, log=log))
+                found.append(compress(recipe, place, resume=going_on, images=images, progress=progress, log=log))
         except BudgetError:
             if not found:
                 raise
@@ -326,13 +329,17 @@ def plan(wish: Wish, decision: Decision, share: float = 1.0) -> Recipe:
 
 
 def train_dense(
-    wish: Wish, place: Path, progress: Progress | None, log: Callable[[dict[str, Any]], None] | None
+    wish: Wish,
+    place: Path,
+    images: Dataset,
+    progress: Progress | None,
+    log: Callable[[dict[str, Any]], None] | None,
 ) -> None:
     """Train the dense network in a run of its own, unless it is there."""
     recipe = wish.recipe(
         [{"kind": "train", "epochs": wish.dense_epochs, "precision": wish.precision}, {"kind": "export"}], dense=True
     )
-    compress(recipe, place, resume=(place / RECIPE).exists(), progress=progress, log=log)
+    compress(recipe, place, resume=(place / RECIPE).exists(), images=images, progress=progress, log=log)
 
 
 def _over(figures: Mapping[str, float], reference: Mapping[str, float], budget: Limits) -> float:

@@ -21,6 +21,7 @@ from torch import nn
 
 from edgewise import data, models
 from edgewise.context import Context, Place, read_result
+from edgewise.data import Dataset
 from edgewise.devices.local import available_cores
 from edgewise.errors import BudgetError, RecipeError, TrainingDiverged, nearest
 from edgewise.export import network
@@ -66,6 +67,7 @@ def compress(
     out: str | Path | None = None,
     *,
     resume: bool = False,
+    images: Dataset | None = None,
     progress: Progress | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> Finished:
@@ -75,6 +77,7 @@ def compress(
         recipe: what to do.
         out: the run's folder; by default ``runs/<recipe's name>``, numbered when taken.
         resume: go on with an interrupted run in that folder (by default the newest of the recipe's name).
+        images: the recipe's data, where they are loaded already.
         progress: is told (what, done, total) while something lasts.
         log: is given each row of results.json as it is known.
 
@@ -86,7 +89,7 @@ def compress(
     folder = choose(recipe, Path(out) if out else None, resume)
     if (folder / MANIFEST).exists():
         return Finished(folder, read_json(folder / RESULTS), before=True)
-    context, initial = prepare(recipe, progress)
+    context, initial = prepare(recipe, progress, images)
     with held(folder, recipe, resume):
         return _carry_out(replace(context, folder=folder), initial, log or (lambda _: None))
 
@@ -116,15 +119,18 @@ def _carry_out(context: Context, initial: nn.Module, log: Callable[[dict[str, An
 # -- before the steps -----------------------------------------------------------------------------------------------
 
 
-def prepare(recipe: Recipe, progress: Progress | None = None) -> tuple[Context, nn.Module]:
-    """Load the data and make the network, and find whatever is wrong with them; nothing is written.
+def prepare(
+    recipe: Recipe, progress: Progress | None = None, images: Dataset | None = None
+) -> tuple[Context, nn.Module]:
+    """Load the data unless they are given, make the network, and find whatever is wrong with them; nothing is written.
 
     Returns:
         What the run's steps share, its folder left open; and the network it starts from.
     """
-    images = data.load(recipe.data, held=recipe.held, size=recipe.size, progress=progress)
-    if recipe.images is not None:
-        images = data.fewer(images, recipe.images, recipe.seed)
+    if images is None:
+        images = data.load(recipe.data, held=recipe.held, size=recipe.size, progress=progress)
+        if recipe.images is not None:
+            images = data.fewer(images, recipe.images, recipe.seed)
     channels, side, _ = images.input_shape
     builder = Builder(recipe.model, len(images.classes), channels, side, recipe.width)
     with torch.random.fork_rng(devices=[]):

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-PRECISIONS = ("float32", "int8")
 OPSET = 17
 MOVING = ("ReorderInput", "ReorderOutput", "Transpose", "QuantizeLinear", "DequantizeLinear")
 RUNS = (8, 80)  # at least, at most

@@ -608,8 +608,3 @@ RULES: dict[str, Rule] = {
     **_table(Rule(nothing, reads=False), "empty zeros ones arange eye new_zeros new_ones"),
     **_table(Rule(nothing, reads=False, exact_numbers=True), "full scalar_tensor new_full"),
 }
-
-
-def rule_names() -> list[str]:
-    """Return the operators the graph can follow, sorted."""
-    return sorted(RULES)

@@ -8,10 +8,10 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from edgewise.prune.channels import Channels, channels_to_zero, lowest, target
+from edgewise.prune.channels import lowest, target
 from edgewise.prune.hesso import Cosine
+from edgewise.prune.zeroing import Zeroing
 from edgewise.train.config import TrainConfig
-from edgewise.train.method import TrainingMethod
 
 # Penalty, amp and coef by the training's optimizer, as in the authors' code.
 BY_OPTIMIZER = {"sgd": (1e-3, 2.0, 10.0), "adamw": (1e-2, 20.0, 1e3)}
@@ -112,7 +112,7 @@ def penalties(x_x: Tensor, x_d: Tensor, d_d: Tensor, penalty: float, amp: float,
 
 
 @final
-class DhspgPruning(TrainingMethod):
+class DhspgPruning(Zeroing):
     """Brings channels to zero as `Dhspg` says: the channels of `edgewise.graph`, by the rows that make them.
 
     After the warm-up the most redundant channels are chosen once. From then on, until enough channels are zero, each
@@ -128,14 +128,10 @@ class DhspgPruning(TrainingMethod):
     config: Dhspg
 
     def __init__(self, example: Tensor, config: Dhspg) -> None:
+        super().__init__(example)
         self.config = config
-        self._example = example
-        self._channels: Channels
-        self._zero: Tensor  # mask [C]: these are 0 and stay so
-        self._chosen: Tensor  # mask [C]: these may become so
         self._strength = BY_OPTIMIZER["sgd"]  # penalty, amp, coef
-        self._before: list[Tensor] = []  # the weights before a step
-        self._target = self._most = self._first = self._step = 0  # channels, then steps
+        self._target = self._most = self._first = 0  # channels, then steps
         self._done = False
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
@@ -150,11 +146,10 @@ class DhspgPruning(TrainingMethod):
         penalty, amp, coef = (u if g is None else g for g, u in zip(given, usual, strict=True))
         self._strength = penalty, amp, coef
         self._first = round(own.start * config.epochs * steps_per_epoch)
-        self._channels = channels_to_zero(model, self._example)
+        self._begin(model)
         self._target = target(self._channels, own.sparsity)
         self._most = int(len(self._channels) * (own.sparsity + own.tolerance))
-        self._zero, self._chosen = self._channels.none(), self._channels.none()
-        self._before, self._step, self._done = [], 0, False
+        self._done = False
 
     def gradients(self, model: nn.Module) -> None:
         """Keep the weights before the optimizer's step."""
@@ -191,17 +186,7 @@ class DhspgPruning(TrainingMethod):
         if self._done:
             self._before = []
 
-    def finish(self, model: nn.Module) -> nn.Module:
-        """Set what is zero to zero again, which an average of the weights has forgotten."""
-        self._channels.zero_(self._zero)
-        return model
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the masks and the next step."""
-        return {"zero": self._zero, "chosen": self._chosen, "step": torch.tensor(self._step)}
-
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take them back."""
-        self._zero, self._chosen = state["zero"].to(self._zero.device), state["chosen"].to(self._zero.device)
-        self._step = int(state["step"])
+        """Take the masks and the next step back."""
+        super().load_state(state)
         self._done = int(self._zero.sum()) >= self._target

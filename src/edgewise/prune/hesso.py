@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.errors import RecipeError
-from edgewise.prune.channels import Channels, channels_to_zero, lowest, target
+from edgewise.prune.channels import lowest, target
+from edgewise.prune.zeroing import Zeroing
 from edgewise.train.config import TrainConfig
-from edgewise.train.method import TrainingMethod
 
 Cosine = Literal["important", "redundant"]
 
@@ -99,7 +99,7 @@ def saliency(x_x: Tensor, x_d: Tensor, d_d: Tensor, count: Tensor, config: Hesso
 
 
 @final
-class HessoPruning(TrainingMethod):
+class HessoPruning(Zeroing):
     """Brings channels to zero as `Hesso` says: the channels of `edgewise.graph`, by the rows that make them.
 
     At the first step of each period the lowest of the channels that are left are chosen, by the weights x before the
@@ -115,13 +115,9 @@ class HessoPruning(TrainingMethod):
     config: Hesso
 
     def __init__(self, example: Tensor, config: Hesso) -> None:
+        super().__init__(example)
         self.config = config
-        self._example = example
-        self._channels: Channels
-        self._zero: Tensor  # mask [C]: these are 0 and stay so
-        self._going: Tensor  # mask [C]: these are on their way
-        self._before: list[Tensor] = []  # the weights before a step at which channels are chosen
-        self._target = self._first = self._period = self._step = 0  # channels, then steps
+        self._target = self._first = self._period = 0  # channels, then steps
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         """Find the channels, and lay the periods over the steps.
@@ -136,10 +132,8 @@ class HessoPruning(TrainingMethod):
         self._period = duration // periods
         if self._period == 0:
             raise RecipeError(f"hesso: {periods} periods in {duration} of {steps} steps: fewer, or a longer duration")
-        self._channels = channels_to_zero(model, self._example)
+        self._begin(model)
         self._target = target(self._channels, self.config.sparsity, self.config.round_to)
-        self._zero, self._going = self._channels.none(), self._channels.none()
-        self._before, self._step = [], 0
 
     def gradients(self, model: nn.Module) -> None:
         """Keep the weights, where the coming step is one at which channels are chosen."""
@@ -155,12 +149,12 @@ class HessoPruning(TrainingMethod):
             self._channels.zero_(self._zero)
         elif period >= 0:
             if place == 0:
-                self._going = self._choose(period)
+                self._chosen = self._choose(period)
             left = self._period - place
             stay = (~self._zero).to(self._channels.count.dtype)
-            self._channels.scale_(stay.where(~self._going, (left - 1) / left))
+            self._channels.scale_(stay.where(~self._chosen, (left - 1) / left))
             if left == 1:
-                self._zero, self._going = self._zero | self._going, self._channels.none()
+                self._zero, self._chosen = self._zero | self._chosen, self._channels.none()
 
     def _period_and_place(self, step: int) -> tuple[int, int]:
         """Return the period that a step lies in, below 0 before the first one, and how many came before in it."""
@@ -176,17 +170,3 @@ class HessoPruning(TrainingMethod):
         last = period == self.config.periods - 1
         wanted = self._target if last else self._target // self.config.periods * (period + 1)
         return lowest(scores, channels, self._zero, wanted - int(self._zero.sum()), self.config.round_to)
-
-    def finish(self, model: nn.Module) -> nn.Module:
-        """Set what is zero to zero again, which an average of the weights has forgotten."""
-        self._channels.zero_(self._zero)
-        return model
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the masks and the next step."""
-        return {"zero": self._zero, "going": self._going, "step": torch.tensor(self._step)}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take them back."""
-        self._zero, self._going = state["zero"].to(self._zero.device), state["going"].to(self._zero.device)
-        self._step = int(state["step"])

@@ -121,11 +121,8 @@ def prune(
                 return keep
             rigid.extend(stuck)
 
-    charged = [name for name in CARE if name in limits or (name == "latency_s" and config.keep_latency is not None)]
     trials: list[Trial] = []
-    if not charged:
-        keep = choose(static_model, {})
-    else:
+    if charged := _charged(config, limits):
         candidates = Candidates(
             graph,
             charged,
@@ -135,14 +132,27 @@ def prune(
             reference=reference,
             progress=progress,
         )
-        measured = {name: limits[name].amount(candidates.reference[name]) for name in charged if name in limits}
-        if config.keep_latency is not None:
-            kept_s = config.keep_latency * candidates.dense["latency_s"]
-            measured["latency_s"] = min(kept_s, measured.get("latency_s", kept_s))
+        measured = _measured_limits(config, limits, candidates)
         keep, trials = within(candidates, measured, allowed, choose)
         static |= measured
+    else:
+        keep = choose(static_model, {})
     tried = allocation if isinstance(allocation, RandomSearch) else None
     return Pruned(shrink(model, graph, keep), graph, keep, tuple(rigid), static, tuple(trials), curves, tried)
+
+
+def _charged(config: Prune, limits: Mapping[str, Limit]) -> list[str]:
+    """Name the quantities that are limited and that only an artifact shows."""
+    return [name for name in CARE if name in limits or (name == "latency_s" and config.keep_latency is not None)]
+
+
+def _measured_limits(config: Prune, limits: Mapping[str, Limit], candidates: Candidates) -> dict[str, float]:
+    """Return the limits on those quantities, as amounts; of two on the latency the stricter one."""
+    amounts = {name: limits[name].amount(candidates.reference[name]) for name in candidates.dense if name in limits}
+    if config.keep_latency is not None:
+        kept_s = config.keep_latency * candidates.dense["latency_s"]
+        amounts["latency_s"] = min(kept_s, amounts.get("latency_s", kept_s))
+    return amounts
 
 
 def _allowed(graph: Graph, config: Prune) -> list[Group]:
