@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "edgewise"
 
 # From top to bottom; the modules of one layer may import each other.
 LAYERS = [
-    {"__init__", "__main__", "cli", "catalog"},
+    {"__init__", "__main__", "cli", "console", "catalog"},
     {
         "plan",
         "run",
