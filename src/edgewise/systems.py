@@ -127,6 +127,24 @@ SHORT = (*SMALL, "step.0.epochs=12", "step.0.milestones=[0.5, 0.75]")
 FULL_HESSO, FULL_DHSPG = _without("resnet18", "HESSO"), _without("resnet18", "DHSPG")
 SHORT_DENSE = _without("resnet20", "HESSO", SHORT)
 
+SMALL_DENSE = Arm(
+    label="resnet20 dense",
+    recipe="dense",
+    changes=("model=resnet20", *SMALL, "step.0.epochs=12", "step.0.schedule=cosine"),
+)
+
+
+def _combined(order: str, changes: tuple[str, ...] = ()) -> Arm:
+    """Return Combine-Net's pruning and retraining of the small dense network, its rates found in some order."""
+    return Arm(
+        label=f"resnet20 {order}",
+        recipe="combine-net",
+        changes=("model=resnet20", *SMALL, "step.2.epochs=6", *changes),
+        dense=SMALL_DENSE.label,
+        from_dense=True,
+    )
+
+
 SYSTEMS: dict[str, System] = {
     "complexity": System(
         about="prune before training by each layer's share of params, MACs, memory, or measured latency (PA FA MA LA)",
@@ -154,13 +172,7 @@ SYSTEMS: dict[str, System] = {
             Arm(label="vgg16_bn cifar10", recipe="combine-net"),
             Arm(label="resnet50 cifar100", recipe="combine-net", changes=("model=resnet50", "data=cifar100")),
         ),
-        small=(
-            Arm(
-                label="resnet20",
-                recipe="combine-net",
-                changes=("model=resnet20", *SMALL, "step.0.epochs=12", "step.2.epochs=6"),
-            ),
-        ),
+        small=(SMALL_DENSE, _combined("at once"), _combined("one by one", ("step.1.knee.order=one_by_one",))),
     ),
     "eagleeye": System(
         about="random widths, ranked by the accuracy after BatchNorm was recalibrated: the baseline for allocations",
