@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import small_run
 from edgewise.budget import Limits
-from edgewise.errors import BudgetError, RunFolderError
+from edgewise.errors import BudgetError, ModelError, RunFolderError
 from edgewise.files import read_json
-from edgewise.plan import Decision, Dense, Wish, compress_within, decide, plan
-from edgewise.recipe import Recipe
+from edgewise.plan import FINE_TUNING_LR, Decision, Dense, Wish, compress_within, decide, plan
+from edgewise.recipe import Recipe, read
 from edgewise.run import Finished
 
 FLOAT = {"latency_s": 1e-3, "file_bytes": 1000.0, "peak_activation_bytes": 400.0, "macs": 10e6, "params": 250.0}
@@ -113,6 +115,27 @@ def test_where_the_dense_network_fits_nothing_is_changed(folder: Path) -> None:
     assert [row["kind"] for row in finished.results["rows"]] == ["dense", "export", "measure"]
     assert finished.results["compressed"]["drop_pt"] == 0
     assert json.loads((folder / "loose" / "results.json").read_text())["budget"]["params"]["share"] == 1.0
+
+
+def test_pretrained_weights_of_other_classes_are_trained_further(folder: Path) -> None:
+    dense = folder / "bytes-dense" / "model.safetensors"
+    if not dense.exists():
+        test_bytes_are_met_and_the_dense_network_is_trained_once(folder)
+    weights = load_file(dense)
+    classifier = [name for name in weights if len(weights[name].shape) and len(weights[name]) == 10]
+    assert len(classifier) == 2
+    save_file(weights | {name: torch.cat([weights[name]] * 2) for name in classifier}, folder / "other.safetensors")
+    given = {"budget": Limits(params="100%"), "pretrained": str(folder / "other.safetensors"), "dense_epochs": 1}
+    compress_within(wish(folder, **given), folder / "further")
+    recipe = read(folder / "further-dense" / "recipe.toml")
+    assert (recipe.weights, recipe.step[0].lr) == (given["pretrained"], FINE_TUNING_LR)
+    start = load_file(folder / "further-dense" / "steps" / "00-start" / "model.safetensors")
+    kept = [name for name in weights if name not in classifier]
+    assert all(torch.equal(start[name], weights[name]) for name in kept)
+    with pytest.raises(ValueError, match="pretrained: the dense network is trained from these"):
+        wish(folder, **given, weights="w.safetensors")
+    with pytest.raises(ModelError, match="do not fit the network: 2 of another shape"):
+        compress_within(wish(folder, budget=Limits(params="100%"), weights=given["pretrained"]), folder / "misfit")
 
 
 def test_what_cannot_work_is_refused_before_anything_is_trained(folder: Path) -> None:

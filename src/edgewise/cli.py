@@ -40,6 +40,9 @@ def compress(
     ],
     data: Annotated[str | None, typer.Option(help="Of a model: fashion-mnist, cifar10, pack:FOLDER ...")] = None,
     weights: Annotated[Path | None, typer.Option(help="Trained weights; without them it is trained first.")] = None,
+    pretrained: Annotated[
+        Path | None, typer.Option(help="Weights of other data and classes, such as ImageNet's, to train it from.")
+    ] = None,
     max_latency: Annotated[str | None, limit("time for an image", "2ms")] = None,
     max_size: Annotated[str | None, limit("space on disk", "200KB")] = None,
     max_memory: Annotated[str | None, limit("memory for activations", "64KB")] = None,
@@ -62,7 +65,8 @@ def compress(
     limits = {"latency": max_latency, "size": max_size, "memory": max_memory, "macs": max_macs, "params": max_params}
     given: dict[str, Any] = {
         "data": data,
-        "weights": weights,
+        "weights": None if weights is None else str(weights),
+        "pretrained": None if pretrained is None else str(pretrained),
         "images": images,
         "epochs": epochs,
         "dense_epochs": dense_epochs,
@@ -122,11 +126,9 @@ def within_budget(model: str, given: dict[str, Any], changes: list[str]) -> Call
         raise UserError(f'"{model}" is a model (a recipe ends in .toml): say what it sees with --data, such as cifar10')
     if "budget" not in given:
         raise UserError("say what it must fit: --max-latency, --max-size, --max-memory, --max-macs, --max-params")
-    weights = given.pop("weights", None)
     try:
         wish = Wish(
             model=model,
-            weights=None if weights is None else str(weights),
             name=run_name(model),
             precision=training_precision(),
             **given | {"budget": Limits(**given["budget"])},

@@ -42,6 +42,7 @@ from edgewise.train.config import Precision
 from edgewise.units import format_quantity
 
 DENSE_EPOCHS, EPOCHS = 30, 10
+FINE_TUNING_LR = 0.02
 MAY_LOSE_PT = 1.0  # by quantising, where the budget says nothing of accuracy
 SECONDS = 5.0
 # What is lost to first order, in one unit over all groups, so that it adds up: a channel's layers, a branch's channels.
@@ -56,13 +57,15 @@ class Wish:
     """What is wanted: a network for a budget.
 
     Args:
-        model, data, weights, seed: as in a recipe; without weights the dense network is trained first.
+        model, data, seed: as in a recipe.
+        weights: of the dense network, trained on these data; without them it is trained first.
+        pretrained: weights that its training starts from, of other data, and of as many classes as there may be.
         budget: the limits.
         runtime: where the artifact will run.
         threads: that it may use there.
         images: how many training images are used; by default all.
         epochs: of recovery after pruning.
-        dense_epochs: of the dense network's training, where it is trained.
+        dense_epochs: of the dense network's training; fewer are enough from pretrained weights.
         precision: of the training.
         name: of the run's default folder.
     """
@@ -71,6 +74,7 @@ class Wish:
     data: str
     budget: Limits
     weights: str | None = None
+    pretrained: str | None = None
     seed: int = 0
     runtime: str = "onnxruntime"
     threads: int = 1
@@ -88,6 +92,8 @@ class Wish:
             raise ValueError(f"threads = {self.threads}: this machine has {cores} cores to use; give 1 to {cores}")
         if self.runtime not in RUNTIMES:
             raise ValueError(f'runtime = "{self.runtime}": {nearest(self.runtime, RUNTIMES)}')
+        if self.weights and self.pretrained:
+            raise ValueError("pretrained: the dense network is trained from these, and weights are what that gives")
         if not self.budget.by_column():
             raise ValueError("max-drop says what may be lost, not what must be gained: limit something else too")
 
@@ -102,7 +108,8 @@ class Wish:
         if self.images is not None:
             table["images"] = self.images
         if dense:
-            return parse({**table, "name": f"{self.name}-dense"}, "compress")
+            start = {} if self.pretrained is None else {"weights": self.pretrained}
+            return parse({**table, **start, "name": f"{self.name}-dense"}, "compress")
         budget = {name: value for name, value in dataclasses.asdict(self.budget).items() if value is not None}
         table |= {"name": self.name, "budget": budget, "notes": notes}
         return parse(table | ({} if self.weights is None else {"weights": self.weights}), "compress")
@@ -173,7 +180,7 @@ def compress_within(
         UserError: what `edgewise.run.compress` raises, and a budget that no widths can meet.
     """
     dense_place = (out or Path("runs") / wish.name).with_name(f"{(out or Path(wish.name)).name}-dense")
-    trained = dataclasses.replace(wish, weights=wish.weights or str(dense_place / TENSORS))
+    trained = dataclasses.replace(wish, weights=wish.weights or str(dense_place / TENSORS), pretrained=None)
     tentative = plan(trained, Decision("int8", True, ()))
     try:
         folder = choose(tentative, out, resume, same=False)
@@ -336,9 +343,9 @@ def train_dense(
     log: Callable[[dict[str, Any]], None] | None,
 ) -> None:
     """Train the dense network in a run of its own, unless it is there."""
-    recipe = wish.recipe(
-        [{"kind": "train", "epochs": wish.dense_epochs, "precision": wish.precision}, {"kind": "export"}], dense=True
-    )
+    train = {"kind": "train", "epochs": wish.dense_epochs, "precision": wish.precision}
+    gentle = {"lr": FINE_TUNING_LR} if wish.pretrained else {}  # at a rate for beginners, what it knows would be lost
+    recipe = wish.recipe([{**train, **gentle}, {"kind": "export"}], dense=True)
     compress(recipe, place, resume=(place / RECIPE).exists(), images=images, progress=progress, log=log)
 
 

@@ -89,7 +89,8 @@ class Recipe:
         model: a name of `edgewise list models`, ``timm:NAME`` or ``FILE.py:FUNCTION``.
         data: ``fashion-mnist``, ``cifar10``, ``cifar100``, ``pack:FOLDER`` or ``folder:PATH``.
         name: of the run's default folder; the file's name unless it is given.
-        weights: a file of trained weights to start from.
+        weights: a file of trained weights to start from; where the first step trains, its classifier may be of other
+            classes, and begins anew.
         seed: of everything random.
         width: multiplies the channels of the reference networks.
         size: side in pixels that images are resized to; by default their own.

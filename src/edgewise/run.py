@@ -137,7 +137,8 @@ def prepare(
         torch.manual_seed(recipe.seed)
         model = builder.build()
     if recipe.weights is not None:
-        model = models.load_weights(model, Path(recipe.weights))
+        trains = recipe.step[0].kind == "train"
+        model = models.load_weights(model, Path(recipe.weights), other_classes=trains)
     models.check_output(model, images.input_shape, len(images.classes))
     context = Context(recipe, Path(), images, builder, _device(recipe.device), progress)
     check_steps(recipe, model, context.example)

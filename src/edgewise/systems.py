@@ -127,10 +127,10 @@ SHORT = (*SMALL, "step.0.epochs=12", "step.0.milestones=[0.5, 0.75]")
 FULL_HESSO, FULL_DHSPG = _without("resnet18", "HESSO"), _without("resnet18", "DHSPG")
 SHORT_DENSE = _without("resnet20", "HESSO", SHORT)
 
+# Trained as the recipe `combine-net` trains.
+AS_COMBINED = ("step.0.schedule=cosine", "step.0.nesterov=true", "step.0.decay=weights", "step.0.warmup=0.2")
 SMALL_DENSE = Arm(
-    label="resnet20 dense",
-    recipe="dense",
-    changes=("model=resnet20", *SMALL, "step.0.epochs=12", "step.0.schedule=cosine"),
+    label="resnet20 dense", recipe="dense", changes=("model=resnet20", *SMALL, "step.0.epochs=12", *AS_COMBINED)
 )
 
 

@@ -121,6 +121,22 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, trained, change, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_classifier_of_other_classes_is_left_as_it_is_where_that_is_asked_for(tmp_path, trained):
+    state = dict(trained.state_dict()) | {"3.weight": torch.zeros(5, 4), "3.bias": torch.zeros(5)}
+    torch.save(state, tmp_path / "w.pth")
+    own = network()
+    loaded = load_weights(own, tmp_path / "w.pth", other_classes=True)
+    assert_equal_states(loaded[:3], trained[:3].state_dict())
+    assert_equal_states(loaded[3], own[3].state_dict())
+
+    torch.save(state | {"3.weight": torch.zeros(5, 3)}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="2 of another shape"):
+        load_weights(own, tmp_path / "w.pth", other_classes=True)
+    torch.save(state | {"0.weight": torch.zeros(9, 3, 1, 1)}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="3 of another shape"):
+        load_weights(own, tmp_path / "w.pth", other_classes=True)
+
+
 class Pickled:
     """An object that only a pickle can hold."""
 

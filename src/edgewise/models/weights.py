@@ -15,7 +15,7 @@ CHECKPOINT_KEYS = ("state_dict", "model")  # under which a training's checkpoint
 PREFIXES = ("_orig_mod.", "module.")  # what torch.compile and DataParallel put before every name
 
 
-def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+def load_weights(model: nn.Module, path: str | Path, *, other_classes: bool = False) -> nn.Module:
     """Copy a network and give the copy the weights of a file; the network itself is left as it was.
 
     Every tensor must fit by name and shape. Three things are not taken for a misfit: the prefixes of wrapped
@@ -27,6 +27,8 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         model: the network the weights were saved from, or one built alike.
         path: a ``.safetensors`` file, or what ``torch.save`` wrote: a state dict, bare or under "state_dict" or
             "model". Only tensors are read from it, no code.
+        other_classes: the network is trained next: where the file's classifier is of other classes, and nothing else
+            differs, the network keeps its own.
 
     Raises:
         ModelError: no such file, not a weights file, objects other than tensors inside, tensors that do not fit or
@@ -38,13 +40,12 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in found if key not in expected]
     shared = [key for key in found if key in expected]
-    misshaped = [
-        f"{key} {list(found[key].shape)} for {list(expected[key].shape)}"
-        for key in shared
-        if _matrix(found[key].shape) != _matrix(expected[key].shape)
-    ]
+    misshaped = [key for key in shared if _matrix(found[key].shape) != _matrix(expected[key].shape)]
+    if other_classes and _is_classifier(misshaped, found, expected):
+        shared, misshaped = [key for key in shared if key not in misshaped], []
+    shapes = [f"{key} {list(found[key].shape)} for {list(expected[key].shape)}" for key in misshaped]
     broken = [key for key in shared if not found[key].to(expected[key].dtype).isfinite().all()]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped, "not finite": broken}
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "not finite": broken}
     if any(problems.values()):
         counts = ", ".join(f"{len(keys)} {what} ({_first(keys)})" for what, keys in problems.items() if keys)
         raise ModelError(
@@ -105,6 +106,12 @@ def _without_prefixes(found: dict[str, Tensor], expected: Mapping[str, Tensor]) 
 def _matrix(shape: Size) -> tuple[int, ...]:
     """Return the shape of a weight, that of a 1x1 convolution as the linear layer's that it is."""
     return tuple(shape[:2]) if len(shape) == 4 and shape[2:] == (1, 1) else tuple(shape)
+
+
+def _is_classifier(misshaped: list[str], found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    """Whether tensors that do not fit are one layer's, and differ in how many outputs it has."""
+    layers = {key.rpartition(".")[0] for key in misshaped}
+    return len(layers) == 1 and all(found[key].shape[1:] == expected[key].shape[1:] for key in misshaped)
 
 
 def _first(names: Iterable[str], most: int = 3) -> str:
