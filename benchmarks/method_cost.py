@@ -1,11 +1,12 @@
 """What a pruning method adds to a training step: its time over that of the same step without it; the goal is 1.05.
 
-ResNet-20, batches of 128 random images of CIFAR's size, SGD with Nesterov momentum. All trainings live in one process
+Batches of random images of CIFAR's size, SGD with Nesterov momentum. All trainings live in one process
 and make a step each in turn, so that whatever else the machine does falls on all of them alike; the figure is the
 ratio of the medians. A method is timed where it has the most to do all along (HESSO scaling channels, with a choice
 of channels every ten steps; DHSPG penalising) and, for HESSO, once it only holds its zeros.
 
-Usage: python benchmarks/method_cost.py [--rounds 60] [--device cpu] [--precision float32] [--threads 1]
+Usage: python benchmarks/method_cost.py [--model resnet20] [--batch 128] [--rounds 60] [--device cpu]
+    [--precision float32] [--threads 1]
 The last line of stdout is JSON.
 """
 
@@ -27,7 +28,7 @@ from edgewise.train.forward import autocast, image_layout, weight_layout
 from edgewise.train.optimizer import build_optimizer
 from train_loop import processor
 
-BATCH, SIDE, STEPS_PER_EPOCH = 128, 32, 1000
+SIDE, STEPS_PER_EPOCH = 32, 1000
 EXAMPLE = torch.zeros(1, 3, SIDE, SIDE)
 CONFIG = TrainConfig(epochs=1, lr=0.05)
 METHODS: dict[str, TrainingMethod | None] = {
@@ -38,10 +39,10 @@ METHODS: dict[str, TrainingMethod | None] = {
 }
 
 
-def steps(method: TrainingMethod | None, images: Tensor, labels: Tensor, precision: str) -> Iterator[None]:
+def steps(name: str, method: TrainingMethod | None, images: Tensor, labels: Tensor, precision: str) -> Iterator[None]:
     """Train a step at a time, as the loop does."""
     torch.manual_seed(0)
-    model = weight_layout(ew.models.build("resnet20").to(images.device), torch.channels_last).train()
+    model = weight_layout(ew.models.build(name).to(images.device), torch.channels_last).train()
     if method:
         method.start(model, CONFIG, STEPS_PER_EPOCH)
     optimizer = build_optimizer(model, CONFIG)
@@ -72,15 +73,17 @@ def seconds(training: Iterator[None], device: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    images = image_layout(torch.randn(BATCH, 3, SIDE, SIDE).to(given.device))
-    labels = torch.randint(10, (BATCH,)).to(given.device)
-    trainings = {name: steps(method, images, labels, given.precision) for name, method in METHODS.items()}
+    images = image_layout(torch.randn(given.batch, 3, SIDE, SIDE).to(given.device))
+    labels = torch.randint(10, (given.batch,)).to(given.device)
+    trainings = {name: steps(given.model, method, images, labels, given.precision) for name, method in METHODS.items()}
     for _ in range(3):
         for training in trainings.values():
             next(training)
@@ -93,7 +96,7 @@ def main() -> None:
     machine = torch.cuda.get_device_name() if given.device == "cuda" else processor()
     load = (before, os.getloadavg()[0])
     print(f"{machine}; {given.threads} threads; torch {torch.__version__}; load {load[0]:.1f} to {load[1]:.1f}")
-    print(f"ResNet-20, batch {BATCH}, {given.precision}, {given.rounds} rounds")
+    print(f"{given.model}, batch {given.batch}, {given.precision}, {given.rounds} rounds")
     ratios = {name: median / medians["none"] for name, median in medians.items()}
     for name, median in medians.items():
         low, _, high = statistics.quantiles(times[name], n=4)
@@ -101,6 +104,8 @@ def main() -> None:
         print(f"{name:<20}{median * 1e3:8.2f} ms ({middle}){ratios[name]:8.3f}")
     result = {
         "benchmark": "method_cost",
+        "model": given.model,
+        "batch": given.batch,
         "ratios": ratios,
         "goal": 1.05,
         "step_s": medians,

@@ -71,9 +71,12 @@ class Channels:
         """Return a mask ``[C]`` of no channel."""
         return torch.zeros(len(self), dtype=torch.bool, device=self._channel_of.device)
 
-    def copy(self) -> list[Tensor]:
-        """Return the parameters' values as they are now."""
-        return [tensor.clone() for tensor in self.tensors]
+    def copy(self, into: list[Tensor] | None = None) -> list[Tensor]:
+        """Return the parameters' values as they are now, in tensors of an earlier copy where these are given."""
+        if not into:
+            return [tensor.clone() for tensor in self.tensors]
+        torch._foreach_copy_(into, self.tensors)
+        return into
 
     def dot(self, a: Tensors, b: Tensors) -> Tensor:
         """Sum the products of two lists of tensors, shaped as the parameters, over each channel's rows ``[C]``.
@@ -81,7 +84,17 @@ class Channels:
         By a gather and a sum rather than by scattered additions, whose order, and so the last bits, a GPU leaves open.
         """
         products = torch._foreach_mul(a, b)
-        rows = [_row_sums(product, dim) for product, dim in zip(products, self._dims, strict=True)]
+        return self._gather([_row_sums(product, dim) for product, dim in zip(products, self._dims, strict=True)])
+
+    def squares(self, values: Tensors) -> Tensor:
+        """Sum the squares of tensors, shaped as the parameters, over each channel's rows ``[C]``.
+
+        As `dot` with themselves, but no tensor of products is written.
+        """
+        return self._gather([_row_norms(value, dim) ** 2 for value, dim in zip(values, self._dims, strict=True)])
+
+    def _gather(self, rows: list[Tensor]) -> Tensor:
+        """Sum the values of each channel's rows ``[C]``."""
         sums = torch.cat([*rows, rows[0].new_zeros(1)])
         return sums[self._rows_of].sum(1)
 
@@ -121,6 +134,13 @@ def _row_sums(tensor: Tensor, dim: int) -> Tensor:
     """Sum a tensor over all dimensions but one."""
     others = [d for d in range(tensor.dim()) if d != dim]
     return tensor.sum(others) if others else tensor
+
+
+def _row_norms(tensor: Tensor, dim: int) -> Tensor:
+    """Return the Euclidean norms over all dimensions but one."""
+    others = [d for d in range(tensor.dim()) if d != dim]
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=others) if others else tensor.abs()
+    return norms
 
 
 def _inverse(channel_of: Atoms, channels: int) -> Atoms:

@@ -154,31 +154,43 @@ class DhspgPruning(Zeroing):
     def gradients(self, model: nn.Module) -> None:
         """Keep the weights before the optimizer's step."""
         if self._step >= self._first and not self._done:
-            self._before = self._channels.copy()
+            self._before = self._channels.copy(self._before)
 
     def after_step(self, model: nn.Module, step: int, lr: float) -> None:
         """Penalise the chosen channels, project those that turn, and hold what is zero at zero."""
         self._step = step + 1
         if step < self._first:
             return
-        if not self._done:
+        if self._done:
+            self._channels.zero_(self._zero)
+        else:
             self._shrink(step, lr)
-        self._channels.zero_(self._zero)
 
     def _shrink(self, step: int, lr: float) -> None:
-        """Lead the optimizer's step on, and find which channels go to zero."""
-        channels, x = self._channels, self._before
-        d = torch._foreach_div(torch._foreach_sub(x, channels.tensors), lr)
-        x_x, x_d, d_d = channels.dot(x, x), channels.dot(x, d), channels.dot(d, d)
+        """Lead the optimizer's step on, and find which channels go to zero.
+
+        With y = x - lr d the weights now and s = lr d the step, all that is needed follows from <y, y>, <y, s> and
+        <s, s>, and the result is a y + b s: each tensor is read few times, and none is made anew.
+        """
+        channels, taken = self._channels, self._before
+        torch._foreach_sub_(taken, channels.tensors)  # s, in the memory of x
+        y_y, y_s, s_s = (
+            channels.squares(channels.tensors),
+            channels.dot(channels.tensors, taken),
+            channels.squares(taken),
+        )
+        x_x, x_d, d_d = (y_y + 2 * y_s + s_s).clamp_min(0), (y_s + s_s) / lr, s_s / lr**2
         if step == self._first:
             scores = -redundancy(x_x, x_d, d_d, channels.count, self.config.cosine)
             self._chosen = lowest(scores, channels, channels.none(), self._most)
         # Compared where the numbers are: a GPU need not wait for its queue to say whether the target is reached.
         active = self._chosen & ~self._zero & (self._zero.sum() < self._target)
         weight = penalties(x_x, x_d, d_d, *self._strength) / x_x.sqrt().clamp_min(torch.finfo(x_x.dtype).tiny)
-        channels.add_(x, (-lr * weight).where(active, 0))
         turned = x_x - lr * x_d - lr * weight * x_x < self.config.epsilon * x_x
         self._zero = self._zero | (active & (turned | (x_x == 0)))
+        shorter = (-lr * weight).where(active & ~self._zero, 0)  # of x = y + s
+        channels.scale_((1 + shorter).where(~self._zero, 0))
+        channels.add_(taken, shorter)
 
     def after_epoch(self, model: nn.Module, epoch: int) -> None:
         """Leave the steps alone from now on if the target is reached."""
