@@ -10,7 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from edgewise.console import bars, dash, keep_going, print_finished, print_json, print_table, silence, step_line
+from edgewise.console import (
+    bars,
+    dash,
+    keep_going,
+    print_finished,
+    print_json,
+    print_rows,
+    print_table,
+    silence,
+    step_line,
+)
 
 app = typer.Typer(
     name="edgewise",
@@ -302,7 +312,7 @@ def reproduce(
     if as_json:
         print_json(found.record)
     else:
-        print_table(found.record["citation"], list(COLUMNS), cells(found.record))  # cells wrap: no figure is cut
+        print_rows(found.record["citation"], COLUMNS, cells(found.record))
         if found.left:
             print(f"out of time: {found.left}{how_to_resume()}")
     raise typer.Exit(3 if found.record["refused"] else 0)

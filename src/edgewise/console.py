@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +37,17 @@ def print_table(title: str, columns: list[str], rows: list[list[str]], numbers: 
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     Console().print(table)
+
+
+def print_rows(title: str, columns: Sequence[str], rows: list[list[str]]) -> None:
+    """Print rows too wide for a table: each as a line of its first two cells, and under it what else is known."""
+    print(f"{title}\n")
+    wide = max((len(row[0]) for row in rows), default=0)
+    for who, what, *figures in rows:
+        known = [f"{name} {cell}" for name, cell in zip(columns[2:], figures, strict=True) if cell != "-"]
+        print(f"{who:<{wide}}  {what}")
+        if known:
+            print(" " * wide + "    " + ", ".join(known))
 
 
 def step_line(row: dict[str, Any]) -> str:

@@ -261,7 +261,7 @@ def cells(record: dict[str, Any]) -> list[list[str]]:
             + (f"; {row['data_note']}" if row["data_note"] else ""),
             f"{_percent(row['accuracy'], 2)} of {_percent(row['dense_accuracy'], 2)}",
             *(_percent(row[cut], 1) for cut in CUTS),
-            "-" if row["latency_ratio"] is None else f"{row['latency_ratio']:.2f}",
+            "-" if row["latency_ratio"] is None else f"{row['latency_ratio']:.2f} of dense",
             format_bytes(row["file_bytes"]),
             f"{row['train_s']:.0f} s" + _saved(row, record["rows"]),
         ]
