@@ -258,17 +258,13 @@ def _out_of_reach(
     model: CostModel, name: str, limits: Mapping[str, float], least: Widths, round_to: int, floor: float, allowed: str
 ) -> str:
     """Say that a limit cannot be held, and what the least is that was found."""
-    sizes, limit = model.graph.sizes, limits[name]
-    if (least == sizes).all():
-        return (
-            f"{name} cannot go down to {_shown(limit)}: none of the network's {len(sizes)} groups of channels can be "
-            f"pruned ({allowed})"
-        )
+    sizes = model.graph.sizes
     possible = float(model.quantity(name, least))
+    none = f"; none of its {len(sizes)} groups can shrink so ({allowed})" if (least == sizes).all() else ""
     return (
-        f"{name} cannot go down to {_shown(limit)}: the least possible is {_shown(possible)} "
+        f"{name} cannot go down to {_shown(limits[name])}: the least possible is {_shown(possible)} "
         f"({possible / max(1e-30, float(model.quantity(name, sizes))):.3f} of the dense network's) "
-        f"with round_to = {round_to} and floor = {floor}"
+        f"with round_to = {round_to} and floor = {floor}{none}"
     )
 
 
