@@ -45,6 +45,8 @@ class Chain:
         self.work = options.work / f"{options.model}-{seed}"
         self.work.mkdir(parents=True, exist_ok=True)
         self.images = data.load(options.data)
+        if options.images:
+            self.images = data.fewer(self.images, options.images, seed)
         self.task = Classification(self.images.mean, self.images.std, len(self.images.classes))
         self.example = torch.zeros(1, *self.images.input_shape)
         every = len(self.images.train) // 512
@@ -52,7 +54,7 @@ class Chain:
         torch.manual_seed(seed)
         fresh = models.build(options.model, classes=len(self.images.classes), size=self.images.size)
         if options.weights:
-            fresh = models.load_weights(fresh, options.weights)
+            fresh = models.load_weights(fresh, options.weights, other_classes=True)
         self.dense = self.trained("dense", fresh, options.epochs, ())
 
     def trained(self, name: str, model: nn.Module, epochs: int, methods: tuple) -> nn.Module:
@@ -125,7 +127,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", help="pack:FOLDER with CIFAR-10-JPEG75, or another source of images")
     parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--weights", type=Path, help="to start the dense training from")
+    parser.add_argument("--weights", type=Path, help="to start the dense training from; of any classes")
+    parser.add_argument("--images", type=int, help="how many training images are used; by default all")
     parser.add_argument("--work", type=Path, default=Path("runs/equal-latency"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.8, 0.5])
