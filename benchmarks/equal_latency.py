@@ -35,6 +35,16 @@ from edgewise.train import TrainConfig, evaluate, gradients, recalibrate
 from resnet20_chain import trained
 
 ROUND_TO = (8, 16, 32)
+END = "end-of-Torch-Pruning-"
+VARIED = ("seeds", "shares", "work")  # options that leave what is done already as it is
+
+
+def same_options(path: Path, options: dict[str, str]) -> None:
+    """Refuse a work folder whose stages were made under other options."""
+    if path.exists() and (was := json.loads(path.read_text())) != options:
+        changed = {name: (was.get(name), value) for name, value in options.items() if was.get(name) != value}
+        raise SystemExit(f"{path.parent} was begun with other options (was, is): {changed}; take another --work")
+    path.write_text(json.dumps(options))
 
 
 class Chain:
@@ -44,6 +54,7 @@ class Chain:
         self.options, self.seed = options, seed
         self.work = options.work / f"{options.model}-{seed}"
         self.work.mkdir(parents=True, exist_ok=True)
+        same_options(self.work / "options.json", {k: str(v) for k, v in vars(options).items() if k not in VARIED})
         self.images = data.load(options.data)
         if options.images:
             self.images = data.fewer(self.images, options.images, seed)
@@ -54,7 +65,7 @@ class Chain:
         torch.manual_seed(seed)
         fresh = models.build(options.model, classes=len(self.images.classes), size=self.images.size)
         if options.weights:
-            fresh = models.load_weights(fresh, options.weights, other_classes=True)
+            fresh, _ = models.load_pretrained(fresh, options.weights, len(self.images.classes))
         self.dense = self.trained("dense", fresh, options.epochs, ())
 
     def trained(self, name: str, model: nn.Module, epochs: int, methods: tuple) -> nn.Module:
@@ -87,13 +98,17 @@ class Chain:
         return prune(self.dense, self.example, config, gradients=batches).model
 
     def theirs(self, round_to: int, share: float) -> nn.Module | None:
-        """Prune with Torch-Pruning, by steps, until the int8 latency is within a share; None where it never is."""
+        """Prune with Torch-Pruning, by steps, until the int8 latency is within a share; None where it never is.
+
+        Where its least latency lies is kept in a file of the work folder.
+        """
         last = 1.0
         for model in self.steps(round_to):
             last = self.share(model)
             if last <= share:
                 return model
         print(f"Torch-Pruning round_to={round_to} ends at {last:.3f} of the dense int8 latency", flush=True)
+        (self.work / f"{END}{round_to}.json").write_text(json.dumps(last))
         return None
 
     def steps(self, round_to: int) -> Iterator[nn.Module]:
@@ -139,7 +154,12 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     rows = [row for seed in options.seeds for row in compare(Chain(options, seed))]
-    print(json.dumps({"options": {k: str(v) for k, v in vars(options).items()}, "rows": rows}))
+    ends = {
+        path.stem.removeprefix("end-of-").replace("Pruning-", "Pruning "): json.loads(path.read_text())
+        for seed in options.seeds
+        for path in sorted((options.work / f"{options.model}-{seed}").glob(f"{END}*.json"))
+    }
+    print(json.dumps({"options": {k: str(v) for k, v in vars(options).items()}, "rows": rows, "ends": ends}))
 
 
 def compare(chain: Chain) -> list[dict[str, object]]:

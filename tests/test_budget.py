@@ -1,5 +1,7 @@
 """Units, and the verdict on what was measured."""
 
+import re
+
 import pytest
 
 from edgewise.budget import BYTES, COUNTS, SECONDS, Limits, parse_quantity, verdict
@@ -62,5 +64,8 @@ def test_a_share_is_of_the_dense_network_and_unknown_where_that_is() -> None:
     rows = verdict(limits, {"file_bytes": 499, "latency_s": 0.5}, {"file_bytes": 1000, "latency_s": None})
     assert rows["size"] == {"limit": 500.0, "value": 499, "unit": "bytes", "met": True, "share": 0.5}
     assert rows["latency"] == {"limit": None, "value": 0.5, "unit": "s", "met": False, "share": 0.6}
-    with pytest.raises(ValueError, match="size = '-3 '"):
-        Limits(size="-3 %")
+    for wrong in ("-3 %", "x%", "5 ms%", "0%", "%"):
+        with pytest.raises(
+            ValueError, match=re.escape(f"size = {wrong!r}: a share of the dense network's is a number")
+        ):
+            Limits(size=wrong)

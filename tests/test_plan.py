@@ -152,6 +152,13 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(folder: Path) ->
     assert error.value.exit_code == 2
     with pytest.raises(RunFolderError, match="no run to resume"):
         compress_within(wish(folder, budget=Limits(latency="50%")), folder / "refused", resume=True)
+    for budget, message in (
+        (Limits(size="200 B"), r"^file_bytes cannot go down to 200 bytes: the least possible is \d+ bytes"),
+        (Limits(memory="100 B"), r"^peak_activation_bytes cannot go down to 100 bytes: the least possible is"),
+        (Limits(latency="1 ns"), r"^latency_s cannot go down to"),
+    ):
+        with pytest.raises(BudgetError, match=message):
+            compress_within(wish(folder, budget=budget), folder / "refused")
     assert not list(folder.glob("refused*"))
 
 
@@ -180,21 +187,23 @@ class Machine:
 
 def shares(machine: Machine) -> list[float]:
     steps = [next(step for step in recipe.step if step.kind == "prune") for recipe in machine.recipes]
-    return [pytest.approx(step.latency_share) for step in steps]
+    return [pytest.approx(step.budget_share) for step in steps]
 
 
 @pytest.mark.parametrize(
     ("latencies_s", "name", "asked"),
     [
         ([0.09e-3], "stood", [1.0]),
-        ([0.102e-3, 0.09e-3], "stood-2", [1.0, 0.97 / 1.02]),
+        ([0.102e-3, 0.09e-3], "stood.attempt-2", [1.0, 0.97 / 1.02]),
         ([0.101e-3, 0.2e-3, 0.15e-3], "stood", [1.0, 0.97 / 1.01, 0.97**2 / 1.01 / 2]),
         ([0.102e-3, BudgetError("too narrow")], "stood", [1.0, 0.97 / 1.02]),
+        ([0.102e-3, RunFolderError("taken")], "stood", [1.0, 0.97 / 1.02]),
     ],
 )
 def test_a_missed_latency_is_tried_again_and_the_best_is_returned(
     latencies_s: list, name: str, asked: list[float], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("edgewise.plan.check_reach", lambda *_: None)
     monkeypatch.setattr("edgewise.plan.train_dense", lambda *_: None)
     monkeypatch.setattr("edgewise.models.load_weights", lambda model, _: model)
     machine = Machine(monkeypatch, *latencies_s)
@@ -202,3 +211,24 @@ def test_a_missed_latency_is_tried_again_and_the_best_is_returned(
     assert shares(machine) == asked
     assert "nearer to the budget" in machine.told[2]
     assert len(machine.told) >= 2 + len(asked)
+
+
+def test_what_was_not_pruned_and_misses_is_pruned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgewise.plan.check_reach", lambda *_: None)
+    monkeypatch.setattr("edgewise.plan.train_dense", lambda *_: None)
+    monkeypatch.setattr("edgewise.models.load_weights", lambda model, _: model)
+    machine = Machine(monkeypatch, 0.101e-3, 0.09e-3)
+    fast = {**INT8, "latency_s": 0.09e-3, "params": 200.0}
+    monkeypatch.setattr("edgewise.plan.survey", lambda *_: {"float32": Dense(FLOAT, 0.9), "int8": Dense(fast, 0.9)})
+    assert machine.run(folder) == "stood.attempt-2"
+    assert ["prune" in [step.kind for step in recipe.step] for recipe in machine.recipes] == [False, True]
+    assert (
+        machine.recipes[1].notes[-1] == "measured at 1.010 times the latency that is allowed, so it is pruned after all"
+    )
+
+
+def test_another_runs_attempt_in_the_way_is_refused_at_once(folder: Path) -> None:
+    (folder / "blocked.attempt-3" / "steps").mkdir(parents=True)
+    with pytest.raises(RunFolderError, match=r"blocked\.attempt-3: exists already"):
+        compress_within(wish(folder, budget=Limits(params="50%")), folder / "blocked")
+    assert not (folder / "blocked-dense").exists()

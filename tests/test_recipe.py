@@ -54,6 +54,14 @@ def test_a_recipe_becomes_a_value(tmp_path: Path) -> None:
     assert recipe.budget.drop == 1.0
 
 
+def test_what_a_prune_step_leaves_open_is_the_artifacts(tmp_path: Path) -> None:
+    recipe = read(write(tmp_path, GOOD), ["step.5.threads=2"])
+    filled = recipe.for_artifact(recipe.step[1])
+    assert (recipe.step[1].precision, filled.precision, filled.threads) == (None, "int8", 2)
+    given = read(write(tmp_path, GOOD), ["step.1.precision=float32"])
+    assert given.for_artifact(given.step[1]).precision == "float32"  # a share of the MACs: nothing else is meant by it
+
+
 def test_written_out_and_read_back_it_is_the_same(tmp_path: Path) -> None:
     recipe = read(write(tmp_path, GOOD))
     assert read(write(tmp_path, to_toml(recipe))) == recipe
@@ -203,6 +211,12 @@ def test_settings_can_be_changed(tmp_path: Path) -> None:
         ),
         ("keep_macs = 0.5", "keep_macs = 0.5\n[step.search]\nmost = 0.5", 'search goes with allocate = "search"'),
         ("keep_macs = 0.5", 'allocate = "search"', "say how much to keep"),
+        (
+            "keep_macs = 0.5",
+            'budget = true\nprecision = "float32"',
+            "step.1.precision = 'float32', but the artifact that [budget] limits is made and measured with 'int8'",
+        ),
+        ("keep_macs = 0.5", "budget = true\nthreads = 2", "step.1.threads = 2, but the artifact"),
         ("model =", "model", "no valid TOML"),
     ],
 )

@@ -187,6 +187,18 @@ def test_a_budget_that_cannot_be_met_is_a_result(tmp_path: Path, monkeypatch: py
     assert "params cannot go down" in found.record["refused"]["tiny PA"]
 
 
+def test_an_arm_that_fails_does_not_keep_the_others_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = SYSTEM.small[0]
+    wild = replace(dense, label="tiny wild", changes=(*dense.changes, "step.0.lr=1e18", "step.0.epochs=1"))
+    monkeypatch.setitem(SYSTEMS, "tiny", replace(SYSTEM, small=(wild, dense)))
+    found = reproduce("tiny", tmp_path / "out", small=True)
+    assert "NaN or infinite" in found.record["refused"]["tiny wild"]
+    assert [row["label"] for row in found.record["rows"]] == ["tiny dense"]
+    assert read_json(tmp_path / "out" / "tiny-small.json") == found.record
+
+
 def test_a_watch_stops_only_after_something_was_done() -> None:
     now = [0.0]
     told: list[tuple[str, int, int]] = []

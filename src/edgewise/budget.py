@@ -21,7 +21,10 @@ def parse_limit(text: str | float, units: dict[str, float] | dict[str, int], wha
     """
     if not str(text).rstrip().endswith("%"):
         return Limit(parse_quantity(text, units, what))
-    return Limit(parse_quantity(str(text).rstrip().removesuffix("%"), {"": 0.01}, what), of_dense=True)
+    number = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", str(text))
+    if number is None or not float(number[1]) > 0:
+        raise ValueError(f"{what} = {text!r}: a share of the dense network's is a number and %, such as 60%")
+    return Limit(float(number[1]) / 100, of_dense=True)
 
 
 def parse_quantity(text: str | float, units: dict[str, float] | dict[str, int], what: str) -> float:

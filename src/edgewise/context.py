@@ -18,6 +18,7 @@ from edgewise.files import read_json
 from edgewise.graph import trace
 from edgewise.layout import RESULT
 from edgewise.progress import Progress
+from edgewise.prune.candidates import CARE
 from edgewise.recipe import Recipe
 from edgewise.tasks.classification import Classification
 from edgewise.train import evaluate
@@ -45,6 +46,7 @@ class Context:
     builder: Builder
     device: torch.device
     progress: Progress | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def example(self) -> Tensor:
@@ -56,12 +58,11 @@ class Context:
         """What the network learns; a training step adds its augmentation and smoothing."""
         return Classification(self.data.mean, self.data.std, len(self.data.classes))
 
-    def limits(self, latency_share: float) -> dict[str, Limit]:
-        """Return what the recipe's budget says of an artifact, by column, its latency tightened."""
+    def limits(self, share: float) -> dict[str, Limit]:
+        """Return what the recipe's budget says of an artifact, by column; a share of what only measuring shows."""
         limits = self.recipe.budget.by_column() if self.recipe.budget else {}
-        if latency := limits.get("latency_s"):
-            limits["latency_s"] = Limit(latency_share * latency.value, latency.of_dense)
-        return limits
+        tighter = {name: Limit(share * limit.value, limit.of_dense) for name, limit in limits.items() if name in CARE}
+        return limits | tighter
 
     def inputs(self, split: Split) -> Tensor:
         """Return the images of a split as the network sees them, float32 ``[N, C, H, W]``."""

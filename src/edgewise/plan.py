@@ -26,13 +26,14 @@ from edgewise.data import Dataset
 from edgewise.devices.base import RUNTIMES
 from edgewise.devices.local import available_cores, machine
 from edgewise.devices.measure import measure
-from edgewise.errors import BudgetError, RunFolderError, nearest
+from edgewise.errors import BudgetError, RunFolderError, UserError, nearest
 from edgewise.export.network import TENSORS
 from edgewise.export.onnx import export
 from edgewise.folder import choose
 from edgewise.graph import trace
 from edgewise.layout import RECIPE
 from edgewise.progress import Progress
+from edgewise.prune import Prune, prune
 from edgewise.prune.candidates import CARE
 from edgewise.quantize import Quantize, activation_cost, quantize_static
 from edgewise.recipe import Recipe, parse, read
@@ -49,7 +50,7 @@ SECONDS = 5.0
 IMPORTANCE = {"importance": "taylor", "reduce": "sum", "normalize": "none"}
 FAR = 2.0  # times: so much more pruning outweighs what int8 loses
 ATTEMPTS = 3
-CLOSER = 0.97  # of what a missed limit on the latency is tightened to beside the excess, for the next attempt
+CLOSER = 0.97  # of what a missed limit is tightened to beside the excess, for the next attempt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +164,9 @@ def compress_within(
 ) -> Finished:
     """Make a network that is within a budget, and measure that it is.
 
-    The recipe is chosen by measurement and written into the run folder. Where the finished artifact's latency misses
-    its limit though the pruned candidate held it, another run with tighter widths is made, in a folder beside it; the
-    one that is nearest to the limit is returned.
+    The recipe is chosen by measurement and written into the run folder. Where the finished artifact's latency, size or
+    memory misses its limit though the candidate held it, another run with tighter widths is made, in a folder beside
+    it (``<out>.attempt-2``); the one that is nearest to its limits is returned.
 
     Args:
         wish: the network, its data, the budget.
@@ -188,15 +189,19 @@ def compress_within(
         if not resume or not (dense_place / RECIPE).exists():
             raise
         folder, resume = choose(tentative, out, False), False  # the dense network's training was interrupted
+    places = [folder, *(folder.with_name(f"{folder.name}.attempt-{n}") for n in range(2, ATTEMPTS + 1))]
+    for place in places[1:]:
+        choose(tentative, place, resume and (place / RECIPE).exists(), same=False)
     images: Dataset | None = None
     if resume:
         decision = decided(read(folder / RECIPE))
     else:
         context, model = prepare(wish.recipe([{"kind": "export"}, wish.measure_step]), progress)
         images = context.data
-        with without_steps_name():  # whether widths fit is known before the dense network is trained
+        with without_steps_name():
             check_steps(tentative, model, context.example)
         if wish.weights is None:
+            check_reach(wish, context, model, progress)
             train_dense(wish, dense_place, images, progress, log)
             model = models.load_weights(model, dense_place / TENSORS)
         decision = decide(survey(context, model, wish.threads, wish.runtime), wish.budget)
@@ -204,25 +209,27 @@ def compress_within(
             tell(note)
     found: list[Finished] = []
     share = 1.0
-    for attempt in range(1, ATTEMPTS + 1):
-        place = folder if attempt == 1 else folder.with_name(f"{folder.name}-{attempt}")
+    for attempt, place in enumerate(places, 1):
         going_on = resume and (place / RECIPE).exists()
         try:
             with without_steps_name():
                 recipe = plan(trained, decision, share)
                 found.append(compress(recipe, place, resume=going_on, images=images, progress=progress, log=log))
-        except BudgetError:
+        except UserError as error:
             if not found:
                 raise
-            tell(f"{place}: no tighter widths were found")
+            tell(f"{place}: no tighter widths were found: {error}")
             break
-        over = _latency_over(found[-1])
-        if over <= 1 or not decision.prune:
+        name, over = _most_over(found[-1])
+        if over <= 1:
             break
         share *= CLOSER / over
+        if not decision.prune:
+            why = f"measured at {over:.3f} times the {name} that is allowed, so it is pruned after all"
+            decision = Decision(decision.precision, True, (*decision.notes, why))
         if attempt < ATTEMPTS:
-            tell(f"{place}: measured at {over:.3f} times the latency that is allowed; once more with tighter widths")
-    return min(found, key=_latency_over)
+            tell(f"{place}: measured at {over:.3f} times the {name} that is allowed; once more with tighter widths")
+    return min(found, key=lambda finished: _most_over(finished)[1])
 
 
 def decided(recipe: Recipe) -> Decision:
@@ -240,12 +247,38 @@ def without_steps_name() -> Iterator[None]:
         raise type(error)(re.sub(r"^step\S* \(prune\): |^step \S+: ", "", str(error))) from error
 
 
-def _latency_over(finished: Finished) -> float:
-    """Return the measured latency over what is allowed; 0 where nothing limits it."""
-    latency = (finished.results["budget"] or {}).get("latency")
-    if latency is None or latency["met"] or not latency["value"]:
-        return 0.0
-    return float(latency["value"] / latency["limit"])
+def check_reach(wish: Wish, context: Context, model: nn.Module, progress: Progress | None) -> None:
+    """Refuse what no widths can meet before hours are spent on the dense network's training.
+
+    What artifacts cost depends on no weights, so random scores will do. The table of layers that is measured for it is
+    kept, and used again.
+
+    Raises:
+        BudgetError: neither in int8 nor in float can candidates be made that are within the budget.
+    """
+    limits = wish.budget.by_column()
+    if CARE.keys().isdisjoint(limits):
+        return
+    refused = None
+    for precision in ("int8", "float32"):
+        recipe = plan(wish, Decision(precision, True, ()))
+        config = next(step for step in recipe.step if isinstance(step, Prune))
+        plain = dataclasses.replace(recipe.for_artifact(config), importance="random")
+        try:
+            prune(model, context.example, plain, limits=limits, progress=progress)
+            return
+        except BudgetError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _most_over(finished: Finished) -> tuple[str, float]:
+    """Return which measured figure is the furthest over its limit, and how far; 0 where all are within."""
+    budget = finished.results["budget"] or {}
+    missed = {name: row for name, row in budget.items() if COLUMNS[name].column in CARE and not row["met"]}
+    over = {name: row["value"] / row["limit"] for name, row in missed.items() if row["value"] and row["limit"]}
+    return max(over.items(), key=lambda item: item[1], default=("", 0.0))
 
 
 def survey(context: Context, model: nn.Module, threads: int, runtime: str = "onnxruntime") -> dict[str, Dense]:
@@ -322,12 +355,12 @@ def plan(wish: Wish, decision: Decision, share: float = 1.0) -> Recipe:
     Args:
         wish: what is wanted.
         decision: what was decided for it.
-        share: of each limit that pruning may use.
+        share: of each measured limit that pruning may use.
     """
     steps: list[dict[str, Any]] = []
     if decision.prune:
-        prune = {"kind": "prune", "allocate": "knapsack", "budget": True, "latency_share": share, **IMPORTANCE}
-        steps.append({**prune, "precision": decision.precision, "threads": wish.threads})
+        step = {"kind": "prune", "allocate": "knapsack", "budget": True, "budget_share": share, **IMPORTANCE}
+        steps.append(step)
         distil = {"kind": "distill"}
         steps.append({"kind": "train", "epochs": wish.epochs, "precision": wish.precision, "method": [distil]})
     if decision.precision == "int8":

@@ -27,6 +27,7 @@ from edgewise.units import format_quantity
 def prune_step(context: Context, place: Place, config: Prune) -> Result:
     """Remove channels, prove the shrunk network equal to the silenced one, mend the BatchNorm statistics."""
     model = network.load(place.before)
+    config = context.recipe.for_artifact(config)
     seed = mixed_seed(context.recipe.seed, place.index)
     train = context.data.train
     batches: Iterable[Mapping[str, Tensor]] = ()
@@ -39,7 +40,7 @@ def prune_step(context: Context, place: Place, config: Prune) -> Result:
         config,
         gradients=batches,
         judge=_judge(context, model, config, seed) if config.judged else None,
-        limits=context.limits(config.latency_share) if config.budget else {},
+        limits=context.limits(config.budget_share) if config.budget else {},
         reference=place.dense / ARTIFACT,
         seed=seed,
         progress=context.progress,

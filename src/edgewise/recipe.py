@@ -133,6 +133,18 @@ class Recipe:
             raise ValueError(f"name = {self.name!r}: it becomes a folder, so no slashes, dots alone or spaces around")
 
     @property
+    def artifact(self) -> dict[str, Any]:
+        """The precision of the artifact that is made in the end, and the threads it is measured with, if it is."""
+        whole = any(isinstance(step, Quantize) for step in self.step)
+        threads = [step.threads for step in self.step if isinstance(step, Measure)]
+        return {"precision": "int8" if whole else "float32", "threads": threads[-1] if threads else None}
+
+    def for_artifact(self, step: Prune) -> Prune:
+        """Fill in the precision and the threads that a prune step leaves open: those of the artifact."""
+        left = {name: made for name, made in self.artifact.items() if getattr(step, name) is None and made is not None}
+        return dataclasses.replace(step, **left)
+
+    @property
     def dense_at(self) -> int:
         """How many steps come before the first that changes the network's structure or precision."""
         kinds = [step.kind for step in self.step]
@@ -180,6 +192,7 @@ def parse(table: Mapping[str, Any], source: str = "recipe") -> Recipe:
     except ValidationError as error:
         raise RecipeError(f"{source}: {_describe(error)}") from None
     _check_order(recipe, source)
+    _check_artifact(recipe, source)
     return recipe
 
 
@@ -308,6 +321,18 @@ def _describe(error: ValidationError) -> str:
     return (
         f"{path} = {json.dumps(first['input'], default=str)}: {message.replace('Input', 'it').replace('input', 'it')}"
     )
+
+
+def _check_artifact(recipe: Recipe, source: str) -> None:
+    """Refuse a prune step that keeps within the budget of another artifact than the recipe makes and measures."""
+    for position, step in enumerate(recipe.step):
+        if isinstance(step, Prune) and step.budget:
+            for name, made in recipe.artifact.items():
+                if (given := getattr(step, name)) is not None and made is not None and given != made:
+                    raise RecipeError(
+                        f"{source}: step.{position}.{name} = {given!r}, but the artifact that [budget] limits is made "
+                        f"and measured with {made!r}: leave it out"
+                    )
 
 
 def _check_order(recipe: Recipe, source: str) -> None:

@@ -15,7 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgewise.errors import BudgetError, RunFolderError, UnknownName, UserError, nearest
+from edgewise.errors import (
+    BudgetError,
+    CheckFailed,
+    MeasurementFailed,
+    RunFolderError,
+    TrainingDiverged,
+    UnknownName,
+    UserError,
+    nearest,
+)
 from edgewise.export.network import TENSORS
 from edgewise.files import is_partial, read_json, write_json
 from edgewise.layout import MANIFEST, RECIPE, RESULTS
@@ -29,6 +38,7 @@ from edgewise.units import format_bytes
 SHOWN_VERSIONS = ("torch", "onnxruntime")
 # What went, as a share of the dense network's at batch 1, and the column it is counted from.
 CUTS = {"params_cut": "params", "macs_cut": "macs", "memory_cut": "activation_bytes"}
+METHODS_OWN = ("step.0.method.", "step.1.knee.", "step.0.complexity.", "step.0.keep_")  # changes worth a reader's eye
 COLUMNS = ("", "setting", "accuracy", "params cut", "MACs cut", "memory cut", "latency", "file", "training")
 
 
@@ -88,6 +98,14 @@ def reproduce(
     watch = Watch(minutes, progress)
     refused: dict[str, str] = {}
     left = ""
+    out.mkdir(parents=True, exist_ok=True)
+
+    def kept() -> dict[str, Any]:
+        """Write what there is so far."""
+        record = gathered(name, system, arms, out, "small" if small else "full", refused)
+        write_json(out / f"{title}.json", record)
+        return record
+
     for arm in arms:
         folder = place(out, arm.label)
         try:
@@ -98,12 +116,10 @@ def reproduce(
         except OutOfTime as reason:
             left = f"{reason}; {sum(_finished(out, each) for each in arms)} of {len(arms)} runs are done"
             break
-        except BudgetError as error:  # that one budget cannot be met is a result too
-            refused[arm.label] = str(error)
-    record = gathered(name, system, arms, out, "small" if small else "full", refused)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / f"{title}.json", record)
-    return Reproduced(record, left)
+        except (BudgetError, TrainingDiverged, MeasurementFailed, CheckFailed) as error:
+            refused[arm.label] = str(error)  # that a budget cannot be met, or a training fails, is a result too
+        kept()
+    return Reproduced(kept(), left)
 
 
 class Watch:
@@ -258,6 +274,7 @@ def cells(record: dict[str, Any]) -> list[list[str]]:
         [
             "ours",
             f"{row['label']}, {row['data']}, {'+'.join(map(str, row['epochs']))} epochs, seed {row['seed']}"
+            + "".join(f", {change}" for change in row["changes"] if change.startswith(METHODS_OWN))
             + (f"; {row['data_note']}" if row["data_note"] else ""),
             f"{_percent(row['accuracy'], 2)} of {_percent(row['dense_accuracy'], 2)}",
             *(_percent(row[cut], 1) for cut in CUTS),

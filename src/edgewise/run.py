@@ -136,11 +136,14 @@ def prepare(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = builder.build()
-    if recipe.weights is not None:
-        trains = recipe.step[0].kind == "train"
-        model = models.load_weights(model, Path(recipe.weights), other_classes=trains)
+    notes: tuple[str, ...] = ()
+    if recipe.weights is not None and recipe.step[0].kind == "train":
+        model, fresh = models.load_pretrained(model, recipe.weights, len(images.classes))
+        notes = (f'"{fresh}" begins anew: the weights are of other classes',) if fresh else ()
+    elif recipe.weights is not None:
+        model = models.load_weights(model, recipe.weights)
     models.check_output(model, images.input_shape, len(images.classes))
-    context = Context(recipe, Path(), images, builder, _device(recipe.device), progress)
+    context = Context(recipe, Path(), images, builder, _device(recipe.device), progress, notes)
     check_steps(recipe, model, context.example)
     return context, model
 
@@ -149,7 +152,7 @@ def check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> None
     """Refuse now what would fail after hours of training: an operator without a rule, a budget, too many threads."""
     cores = available_cores()
     for index, step in enumerate(recipe.step):
-        if isinstance(step, Measure | Prune) and step.threads > cores:
+        if isinstance(step, Measure | Prune) and (step.threads or 1) > cores:
             raise RecipeError(
                 f"step.{index}.threads = {step.threads}: this machine has {cores} cores to use; give 1 to {cores}"
             )

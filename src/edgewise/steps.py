@@ -63,7 +63,8 @@ def _train(context: Context, place: Place, config: Train) -> Result:
     )
     network.save(model, context.builder, place.after)
     curve = {"epoch": list(range(1, len(losses) + 1)), "loss": losses}
-    return {"row": row(context, model), "curve": curve, "earlier_s": clock.earlier_s}
+    notes = list(context.notes) if place.index == 0 else []
+    return {"row": row(context, model), "curve": curve, "earlier_s": clock.earlier_s, "notes": notes}
 
 
 class EpochClock:

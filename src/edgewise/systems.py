@@ -124,7 +124,7 @@ def _with(model: str, method: str, dense: Arm, changes: tuple[str, ...] = ()) ->
 SMALL = ("images=10000",)  # ... and a tenth of the epochs: some seconds an epoch of ResNet-20 on two cores
 # HESSO and DHSPG in one and the same training, so that one dense network serves both.
 SHORT = (*SMALL, "step.0.epochs=12", "step.0.milestones=[0.5, 0.75]")
-FULL_HESSO, FULL_DHSPG = _without("resnet18", "HESSO"), _without("resnet18", "DHSPG")
+FULL_HESSO = _without("resnet18", "HESSO")
 SHORT_DENSE = _without("resnet20", "HESSO", SHORT)
 
 # Trained as the recipe `combine-net` trains.
@@ -224,8 +224,12 @@ SYSTEMS: dict[str, System] = {
         arms=(
             FULL_HESSO,
             _with("resnet18", "HESSO", FULL_HESSO),
-            FULL_DHSPG,
-            _with("resnet18", "DHSPG", FULL_DHSPG),
+            *(
+                arm
+                for model, sparsity in (("resnet18", 0.7), ("vgg16_bn", 0.79), ("resnet50", 0.8))
+                for dense in (_without(model, "DHSPG"),)
+                for arm in (dense, _with(model, "DHSPG", dense, (f"step.0.method.0.sparsity={sparsity}",)))
+            ),
         ),
         small=(
             SHORT_DENSE,

@@ -1,14 +1,15 @@
 """Layers on their own in ONNX Runtime, and the table that keeps their seconds."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from edgewise.devices import table
-from edgewise.devices.layers import _seconds
+from edgewise.devices import local, table
+from edgewise.devices.layers import _seconds, time_layers
 from edgewise.devices.table import measure_layers
-from edgewise.errors import UserError
+from edgewise.errors import MeasurementFailed, UserError
 from edgewise.graph.trace import LayerShape
 
 ONE = {"size": (8, 8), "kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
@@ -40,7 +41,7 @@ def test_a_table_is_kept_and_goes_on_where_it_stopped(tmp_path: Path, monkeypatc
     (path,) = tmp_path.iterdir()
     about = json.loads(path.read_text())["about"]
     assert about["threads"] == 1
-    assert {"cpu", "cpu_flags", "onnxruntime", "precision"} <= set(about)
+    assert {"machine", "cpu", "cpu_flags", "onnxruntime", "precision"} <= set(about)
 
 
 def test_another_machines_table_is_never_used(tmp_path: Path) -> None:
@@ -53,6 +54,32 @@ def test_another_machines_table_is_never_used(tmp_path: Path) -> None:
     assert measure_layers(SHAPES[:1], tmp_path)[SHAPES[0]] < 1
     path.write_text("{half a table")
     assert measure_layers(SHAPES[:1], tmp_path)[SHAPES[0]] < 1
+
+
+def test_two_boards_of_one_architecture_are_two_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ARM processors have no model name; boards differ in parts, in what they call themselves, or in their number."""
+    board, number = tmp_path / "model", tmp_path / "machine-id"
+    monkeypatch.setattr(local, "BOARD", board)
+    monkeypatch.setattr(local, "MACHINE_ID", number)
+    keys = set()
+    for name, part, identity in (("A Board 4", "0xd08", "1"), ("A Board 5", "0xd0b", "1"), ("A Board 4", "0xd08", "2")):
+        board.write_bytes(name.encode() + b"\0")
+        number.write_text(identity + "\n")
+        monkeypatch.setattr(local, "_cpuinfo", lambda part=part: {"CPU part": part, "Features": "asimd"})
+        local.machine_key.cache_clear()
+        local.cpu_name.cache_clear()
+        keys.add(local.machine_key())
+        assert local.cpu_name() == name
+    assert len(keys) == 3
+    monkeypatch.undo()
+    local.machine_key.cache_clear()
+    local.cpu_name.cache_clear()
+
+
+def test_a_layer_without_a_kernel_is_no_layer_without_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgewise.devices.layers._seconds", lambda profile, count: [1e-6] * (count - 1) + [0.0])
+    with pytest.raises(MeasurementFailed, match=r"no kernel of this layer in float32: \{'kind': 'linear'"):
+        time_layers([asdict(shape) for shape in (SHAPES[0], SHAPES[-1])], "float32", 1)
 
 
 def test_threads_that_the_machine_lacks_are_refused(tmp_path: Path) -> None:

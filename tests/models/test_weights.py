@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from edgewise.errors import ModelError
-from edgewise.models import load_weights
+from edgewise.models import load_pretrained, load_weights
 
 
 def network() -> nn.Sequential:
@@ -125,16 +125,20 @@ def test_a_classifier_of_other_classes_is_left_as_it_is_where_that_is_asked_for(
     state = dict(trained.state_dict()) | {"3.weight": torch.zeros(5, 4), "3.bias": torch.zeros(5)}
     torch.save(state, tmp_path / "w.pth")
     own = network()
-    loaded = load_weights(own, tmp_path / "w.pth", other_classes=True)
+    loaded, kept = load_pretrained(own, tmp_path / "w.pth", 2)
+    assert kept == "3"
     assert_equal_states(loaded[:3], trained[:3].state_dict())
     assert_equal_states(loaded[3], own[3].state_dict())
 
     torch.save(state | {"3.weight": torch.zeros(5, 3)}, tmp_path / "w.pth")
     with pytest.raises(ModelError, match="2 of another shape"):
-        load_weights(own, tmp_path / "w.pth", other_classes=True)
+        load_pretrained(own, tmp_path / "w.pth", 2)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="2 of another shape"):
+        load_pretrained(own, tmp_path / "w.pth", 10)  # a layer of other outputs than classes is no classifier
     torch.save(state | {"0.weight": torch.zeros(9, 3, 1, 1)}, tmp_path / "w.pth")
     with pytest.raises(ModelError, match="3 of another shape"):
-        load_weights(own, tmp_path / "w.pth", other_classes=True)
+        load_pretrained(own, tmp_path / "w.pth", 2)
 
 
 class Pickled:

@@ -1,7 +1,7 @@
 """Pruning to what an artifact costs: against a made-up machine, and once on the real one."""
 
+import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,9 @@ from edgewise.cost.budget import Limit
 from edgewise.errors import BudgetError
 from edgewise.graph import shrink, trace
 from edgewise.models import build
-from edgewise.prune import Prune, allocate, prune, score
+from edgewise.prune import Prune, Pruned, allocate, prune, score
 from edgewise.prune.candidates import Candidates, within
+from edgewise.prune.knapsack import Choice, _Search
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 
@@ -80,6 +81,39 @@ def test_a_latency_that_no_candidate_reaches_says_what_was_measured(graph) -> No
         within(machine, {"latency_s": 2e-4}, graph.prunable(), chooser(graph))
 
 
+def test_a_limit_that_only_the_narrowest_meets_is_met(graph) -> None:
+    """Room for errors of measuring is asked for only where there is some."""
+    cost = CostModel(graph)
+
+    def truth(widths):
+        return cost.quantity("macs", widths) * 1e-11
+
+    def kept_within(limit: float) -> dict[str, np.ndarray]:
+        return within(MadeUp(graph, truth, truth), {"latency_s": limit}, graph.prunable(), chooser(graph))[0]
+
+    narrowest = float(truth(np.array([0 if group.beside_others else 8 for group in graph.groups])))
+    assert truth(MadeUp(graph, truth, truth)._widths(kept_within(narrowest / 0.975))) == pytest.approx(narrowest)
+    with pytest.raises(BudgetError, match="the least that was measured is"):
+        kept_within(narrowest / 0.99)  # it would hold, and the next measurement might not
+    asked = f"cannot go down to {narrowest / 1.01 * 1e3:.4g} ms: the least possible is {narrowest * 1e3:.4g} ms"
+    with pytest.raises(BudgetError, match=re.escape(asked)):
+        kept_within(narrowest / 1.01)
+
+
+def test_a_branch_that_goes_takes_the_worth_of_its_groups_as_they_are() -> None:
+    """Of a bottleneck's two inner groups one was narrowed before: only what is left of it is lost with the branch."""
+    graph = trace(build("resnet50", classes=10, size=32), EXAMPLE)
+    name, branch = next((name, branch) for name, branch in graph.branches.items() if len(branch.groups) == 2)
+    first = graph.places[name]
+    (second,) = (graph.places[other] for other in branch.groups if other != name)
+    choices = [
+        Choice(first, np.array([0, graph.sizes[first]]), np.array([0.0, 5.0]), (second,)),
+        Choice(second, np.array([8, graph.sizes[second]]), np.array([2.0, 5.0])),
+    ]
+    found = _Search(CostModel(graph, branches=graph.branches), choices, {"macs": 1.0})
+    assert found.value(np.array([[1, 1], [1, 0], [0, 1], [0, 0]])).tolist() == [10.0, 7.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     monkeypatch.setenv("EDGEWISE_CACHE", str(tmp_path))
@@ -98,11 +132,12 @@ def test_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precis
     assert 0.2 < share < 0.5 if precision == "int8" else share == 1.0
     assert list((tmp_path / "latency").iterdir())
 
-    config = Prune(keep_latency=0.7, precision=precision, allocate="knapsack")
-    with suppress(BudgetError):  # while other work keeps the machine busy no limit may be found to hold
-        pruned = prune(net, torch.zeros(1, 3, 16, 16), config)
-        assert 0 < min(trial.measured["latency_s"] for trial in pruned.trials) <= pruned.limits["latency_s"]
-        assert all(len(index) % 8 == 0 for index in pruned.keep.values())
+    # A third of these channels takes far less than half of the time: other work on the machine does not hide that.
+    pruned = prune(net, torch.zeros(1, 3, 16, 16), Prune(keep_latency=0.8, precision=precision, allocate="knapsack"))
+    assert all(len(index) % 8 == 0 for index in pruned.keep.values())
+    assert 0 < pruned.trials[-1].measured["latency_s"] <= pruned.limits["latency_s"]
+    (again,) = Candidates(graph, precision=precision).measure([pruned.keep])
+    assert again["latency_s"] < candidates.dense["latency_s"]
 
 
 def test_widths_between_the_measured_ones_are_refused() -> None:
@@ -140,6 +175,11 @@ def test_a_whole_branch_goes_where_narrowing_saves_nothing() -> None:
         chooser(graph)(CostModel(graph, {"latency_s": per_operator}), {"latency_s": limit})
 
 
+def amount(pruned: Pruned, name: str, precision: str) -> float:
+    """What the returned network's own artifact takes."""
+    return Candidates(pruned.graph, (name,), precision=precision).measure([pruned.keep])[0][name]
+
+
 @pytest.mark.parametrize(("precision", "memory"), [("float32", 60_000), ("int8", 15_000)])
 def test_bytes_on_disk_and_in_memory_are_met_from_below(precision: str, memory: float) -> None:
     """Nothing is timed here, so the figures are the same on every machine."""
@@ -149,11 +189,12 @@ def test_bytes_on_disk_and_in_memory_are_met_from_below(precision: str, memory: 
     for name, limit in limits.items():
         pruned = prune(net, example, config, limits={name: limit})
         most = pruned.limits[name]
-        best = max(found for trial in pruned.trials if (found := trial.measured[name]) <= most)
+        best = amount(pruned, name, precision)
+        assert best <= most
         channel = {"peak_activation_bytes": 16 * 16, "file_bytes": 64 * 9}[name]  # what one more takes, in elements
         assert best >= 0.98 * most - channel * (4 if precision == "float32" else 1)
     both = prune(net, example, config, limits=limits)
-    assert any(all(trial.measured[name] <= most for name, most in both.limits.items()) for trial in both.trials)
+    assert all(amount(both, name, precision) <= most for name, most in both.limits.items())
 
 
 def test_limits_of_widths_and_of_artifacts_hold_together() -> None:
@@ -163,4 +204,4 @@ def test_limits_of_widths_and_of_artifacts_hold_together() -> None:
     found, dense = cost_of(trace(pruned.model, example)), cost_of(trace(net, example))
     assert found.macs <= 0.6 * dense.macs
     assert found.params <= 0.9 * dense.params
-    assert any(trial.measured["file_bytes"] <= 40_000 for trial in pruned.trials)
+    assert amount(pruned, "file_bytes", "float32") <= 40_000

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from edgewise.errors import MeasurementFailed
+
 OPSET = 17
 MOVING = ("ReorderInput", "ReorderOutput", "Transpose", "QuantizeLinear", "DequantizeLinear")
 RUNS = (8, 80)  # at least, at most
@@ -30,6 +32,9 @@ def time_layers(layers: Sequence[dict[str, Any]], precision: str, threads: int) 
         layers: the fields of `edgewise.graph.trace.LayerShape`, one dict each.
         precision: "float32", or "int8": U8 activations and S8 weights with a scale for each output channel.
         threads: that the runtime may use.
+
+    Raises:
+        MeasurementFailed: the profile has no kernel of a layer.
     """
     import onnxruntime
 
@@ -43,7 +48,10 @@ def time_layers(layers: Sequence[dict[str, Any]], precision: str, threads: int) 
         feed = {i.name: _values(i.shape, precision) for i in session.get_inputs()}
         _run(session, feed)
         profile = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return _seconds(profile, len(layers))
+    seconds = _seconds(profile, len(layers))
+    if absent := [layer for layer, found in zip(layers, seconds, strict=True) if not found]:
+        raise MeasurementFailed(f"the runtime's profile has no kernel of this layer in {precision}: {absent[0]}")
+    return seconds
 
 
 def _run(session: Any, feed: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -26,6 +27,8 @@ NOTABLE_FLAGS = (
     *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
     *("asimddp", "i8mm", "bf16", "sve"),
 )
+MACHINE_ID, BOARD = Path("/etc/machine-id"), Path("/proc/device-tree/model")
+CPU_MARKS = ("model name", "stepping", "CPU implementer", "CPU variant", "CPU part", "CPU revision")
 ERRORS: dict[str, type[EdgewiseError]] = {"UserError": UserError, "MeasurementFailed": MeasurementFailed}
 
 
@@ -122,8 +125,27 @@ def machine() -> dict[str, Any]:
 
 @cache
 def cpu_name() -> str:
-    """Return the processor's name as the system knows it."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+    """Return the processor's name as the system knows it, or the board's: ARM processors do not say theirs."""
+    return _cpuinfo().get("model name") or _first_line(BOARD) or platform.processor() or platform.machine()
+
+
+@cache
+def machine_key() -> str:
+    """Return what tells this machine from others, as a digest: the system's own number, processor, cores, memory."""
+    import psutil
+
+    facts = _cpuinfo()
+    parts = [_first_line(path) for path in (MACHINE_ID, BOARD)] + [facts.get(name, "") for name in CPU_MARKS]
+    parts += [str(psutil.cpu_count()), str(psutil.virtual_memory().total >> 30)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _first_line(path: Path) -> str:
+    """Read what the system says of itself in a file; nothing where it is not there."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
 
 
 def _cpu_flags() -> set[str]:

@@ -9,13 +9,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from edgewise.devices.local import ask_worker, available_cores, machine
+from edgewise.devices.local import ask_worker, available_cores, machine, machine_key
 from edgewise.errors import UserError
 from edgewise.files import canonical_json, read_json, write_bytes
 from edgewise.graph.trace import LayerShape
 from edgewise.progress import Progress
 
-FORMAT = 1
+FORMAT = 2
 CHUNK_LAYERS = 24  # in one file of the worker's
 CHUNK_MACS = 300e6
 SAVE_EVERY = 8  # files
@@ -31,7 +31,7 @@ def measure_layers(
 ) -> dict[LayerShape, float]:
     """Return the seconds of each layer on this machine, measuring those the table does not know yet.
 
-    A table is good for one processor, version of the runtime, precision and number of threads; others have tables of
+    A table is good for one machine, version of the runtime, precision and number of threads; others have tables of
     their own. It is saved as it grows, so that what is interrupted goes on where it stopped.
 
     Args:
@@ -73,6 +73,7 @@ def _about(precision: str, threads: int) -> dict[str, Any]:
     facts = machine()
     return {
         "format": FORMAT,
+        "machine": machine_key(),
         **{name: facts[name] for name in ("cpu", "cpu_flags")},
         "onnxruntime": facts["versions"]["onnxruntime"],
         "precision": precision,

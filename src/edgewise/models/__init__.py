@@ -15,9 +15,9 @@ from edgewise.models.output import check_output
 from edgewise.models.resnet import BasicBlock, Bottleneck, resnet
 from edgewise.models.sources import from_file, from_timm
 from edgewise.models.vgg import vgg
-from edgewise.models.weights import load_weights
+from edgewise.models.weights import load_pretrained, load_weights
 
-__all__ = ["MODELS", "Architecture", "build", "check_output", "describe", "load_weights"]
+__all__ = ["MODELS", "Architecture", "build", "check_output", "describe", "load_pretrained", "load_weights"]
 
 
 @dataclass(frozen=True)

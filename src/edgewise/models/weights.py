@@ -15,7 +15,7 @@ CHECKPOINT_KEYS = ("state_dict", "model")  # under which a training's checkpoint
 PREFIXES = ("_orig_mod.", "module.")  # what torch.compile and DataParallel put before every name
 
 
-def load_weights(model: nn.Module, path: str | Path, *, other_classes: bool = False) -> nn.Module:
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Copy a network and give the copy the weights of a file; the network itself is left as it was.
 
     Every tensor must fit by name and shape. Three things are not taken for a misfit: the prefixes of wrapped
@@ -27,21 +27,45 @@ def load_weights(model: nn.Module, path: str | Path, *, other_classes: bool = Fa
         model: the network the weights were saved from, or one built alike.
         path: a ``.safetensors`` file, or what ``torch.save`` wrote: a state dict, bare or under "state_dict" or
             "model". Only tensors are read from it, no code.
-        other_classes: the network is trained next: where the file's classifier is of other classes, and nothing else
-            differs, the network keeps its own.
 
     Raises:
         ModelError: no such file, not a weights file, objects other than tensors inside, tensors that do not fit or
             hold NaN or infinity.
     """
-    file = Path(path)
+    return _loaded(model, Path(path))[0]
+
+
+def load_pretrained(model: nn.Module, path: str | Path, classes: int) -> tuple[nn.Module, str]:
+    """Give a copy of a network weights that it is trained further from, of as many classes as there may be.
+
+    As `load_weights`, but where the file's classifier has other outputs, and nothing else differs, the network keeps
+    its own.
+
+    Args:
+        model: the network that will be trained.
+        path: the weights.
+        classes: how many the network tells apart; only a layer of so many outputs is taken for its classifier.
+
+    Returns:
+        The copy, and the name of the layer that it keeps; empty where all weights fit.
+
+    Raises:
+        ModelError: as `load_weights`.
+    """
+    return _loaded(model, Path(path), classes)
+
+
+def _loaded(model: nn.Module, file: Path, classes: int | None = None) -> tuple[nn.Module, str]:
+    """Copy the weights that fit, refuse any that do not, and name the classifier if it was left out."""
     expected = model.state_dict()
     found = _without_prefixes(_tensors(_read(file), file), expected)
     missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in found if key not in expected]
     shared = [key for key in found if key in expected]
     misshaped = [key for key in shared if _matrix(found[key].shape) != _matrix(expected[key].shape)]
-    if other_classes and _is_classifier(misshaped, found, expected):
+    kept = ""
+    if classes is not None and _is_classifier(misshaped, found, expected, classes):
+        kept = misshaped[0].rpartition(".")[0]
         shared, misshaped = [key for key in shared if key not in misshaped], []
     shapes = [f"{key} {list(found[key].shape)} for {list(expected[key].shape)}" for key in misshaped]
     broken = [key for key in shared if not found[key].to(expected[key].dtype).isfinite().all()]
@@ -54,7 +78,7 @@ def load_weights(model: nn.Module, path: str | Path, *, other_classes: bool = Fa
         )
     loaded = copy.deepcopy(model)
     loaded.load_state_dict({key: found[key].reshape(expected[key].shape) for key in shared}, strict=False)
-    return loaded
+    return loaded, kept
 
 
 def _read(file: Path) -> object:
@@ -108,10 +132,12 @@ def _matrix(shape: Size) -> tuple[int, ...]:
     return tuple(shape[:2]) if len(shape) == 4 and shape[2:] == (1, 1) else tuple(shape)
 
 
-def _is_classifier(misshaped: list[str], found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    """Whether tensors that do not fit are one layer's, and differ in how many outputs it has."""
+def _is_classifier(
+    misshaped: list[str], found: Mapping[str, Tensor], expected: Mapping[str, Tensor], classes: int
+) -> bool:
+    """Whether tensors that do not fit are those of one layer, which has so many outputs and had others."""
     layers = {key.rpartition(".")[0] for key in misshaped}
-    return len(layers) == 1 and all(found[key].shape[1:] == expected[key].shape[1:] for key in misshaped)
+    return len(layers) == 1 and all(tuple(expected[key].shape) == (classes, *found[key].shape[1:]) for key in misshaped)
 
 
 def _first(names: Iterable[str], most: int = 3) -> str:

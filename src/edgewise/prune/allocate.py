@@ -139,10 +139,10 @@ def allocate(
     if over := exceeded(model, widths, limits):
         if pair := _conflict(model, limits, lambda some: _solved(problem(some), choose)):
             raise BudgetError(_cannot_both(model, pair, limits, _solved(problem({pair[0]: limits[pair[0]]}), choose)))
-        may = f"{len(allowed)} may shrink, {len(scores)} have scores"
+        may = _held_back(graph, allowed, scores)
         rule = getattr(choose, "rule", "")  # of an allocation that has limits of its own
         message = _out_of_reach(model, over[0], limits, widths, round_to, floor, may) + (f", {rule}" if rule else "")
-        counts = _counts(model, limits)
+        counts = _counts(limits)
         possible = round_to > 1 and over[0] in counts and not exceeded(model, problem(limits, 1).narrowest, counts)
         if possible and not rule:
             raise AlignmentError(f"{message}; widths between those multiples could meet it")
@@ -152,14 +152,14 @@ def allocate(
     }
 
 
-def _counts(model: CostModel, limits: Mapping[str, float]) -> dict[str, float]:
+def _counts(limits: Mapping[str, float]) -> dict[str, float]:
     """Return the limits on what grows with every width; a latency may be lower at other widths than the least."""
-    return {name: limit for name, limit in limits.items() if name not in model.foretold}
+    return {name: limit for name, limit in limits.items() if name != "latency_s"}
 
 
 def _solved(problem: Problem, allocation: Allocation) -> Widths:
     """Return widths within the limits, or those nearest to them where none are."""
-    if exceeded(problem.model, problem.narrowest, _counts(problem.model, problem.limits)):
+    if exceeded(problem.model, problem.narrowest, _counts(problem.limits)):
         return problem.narrowest
     return allocation(problem)
 
@@ -181,14 +181,17 @@ def _cannot_both(model: CostModel, pair: tuple[str, str], limits: Mapping[str, f
     """Say that two limits cannot be held together."""
     first, second = pair
     return (
-        f"{first} of at most {_shown(limits[first])} and {second} of at most {_shown(limits[second])} cannot both "
-        f"hold, though each can: with the first alone {second} is {_shown(float(model.quantity(second, widths)))}"
+        f"{first} of at most {_shown(first, limits[first])} and {second} of at most {_shown(second, limits[second])} "
+        f"cannot both hold, though each can: with the first alone {second} is "
+        f"{_shown(second, float(model.quantity(second, widths)))}"
     )
 
 
-def _shown(amount: float) -> str:
-    """Write a count or bytes whole, and seconds with four digits."""
-    return f"{amount:.0f}" if amount >= 100 else f"{amount:.4g}"
+def _shown(name: str, amount: float) -> str:
+    """Write an amount of a quantity so exactly that it can be asked for: bytes and counts whole, times in ms."""
+    if name.endswith("_s"):
+        return f"{amount * 1e3:.4g} ms"
+    return f"{amount:.0f}{' bytes' if name.endswith('_bytes') else ''}" if amount >= 100 else f"{amount:.4g}"
 
 
 @dataclass(frozen=True)
@@ -255,17 +258,32 @@ def knapsack(problem: Problem) -> Widths:
 
 
 def _out_of_reach(
-    model: CostModel, name: str, limits: Mapping[str, float], least: Widths, round_to: int, floor: float, allowed: str
+    model: CostModel, name: str, limits: Mapping[str, float], least: Widths, round_to: int, floor: float, held_back: str
 ) -> str:
     """Say that a limit cannot be held, and what the least is that was found."""
     sizes = model.graph.sizes
     possible = float(model.quantity(name, least))
-    none = f"; none of its {len(sizes)} groups can shrink so ({allowed})" if (least == sizes).all() else ""
+    none = f"; none of its {len(sizes)} groups can shrink so{held_back}" if (least == sizes).all() else ""
     return (
-        f"{name} cannot go down to {_shown(limits[name])}: the least possible is {_shown(possible)} "
+        f"{name} cannot go down to {_shown(name, limits[name])}: the least possible is {_shown(name, possible)} "
         f"({possible / max(1e-30, float(model.quantity(name, sizes))):.3f} of the dense network's) "
         f"with round_to = {round_to} and floor = {floor}{none}"
     )
+
+
+def _held_back(graph: Graph, allowed: set[str], scores: Mapping[str, Tensor]) -> str:
+    """Say why groups may not shrink, of the first three."""
+
+    def why(group: Group) -> str:
+        if group.name in graph.rigid:
+            return "its width is written into the forward, or its weight is also used in another way"
+        if group.inexact:
+            return f"inexact: {group.inexact}"
+        return "it has no scores" if group.name not in scores else "it was not named"
+
+    held = [group for group in graph.groups if group.name not in allowed or group.name not in scores]
+    named = "; ".join(f'"{group.name}": {why(group)}' for group in held[:3])
+    return f" ({named}{'; ...' if len(held) > 3 else ''})" if held else ""
 
 
 def align(widths: NDArray[np.float64], sizes: Widths, least: Widths, round_to: int) -> Widths:
@@ -316,8 +334,6 @@ def _choice(problem: Problem, index: int) -> Choice:
     also = tuple(graph.places[name] for name in branch.groups if graph.places[name] != index) if branch else ()
     levels = np.array(sorted({*range(problem.least[index], size, problem.round_to), size, *([0] if branch else [])}))
     value = np.concatenate([[0.0], np.cumsum(scores)])[levels]
-    if branch:  # what the branch's other groups are worth goes too
-        value[0] -= sum(problem.groups[other].scores.sum() for other in also if other in problem.groups)
     return Choice(index, levels.astype(np.int64), value, also)
 
 

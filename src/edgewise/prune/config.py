@@ -35,9 +35,10 @@ class Prune:
         keep_memory: the share of the memory to keep, in (0, 1], as `complexity.memory` counts it.
         budget: keep within the recipe's [budget] too: size, latency, memory, MACs and parameters, the first three as
             measured on artifacts of `precision`.
-        latency_share: the share of the budget's latency that pruning may use; less than 1 leaves room.
-        precision: of the artifact that will be made of the network, on which latency, size and memory are measured.
-        threads: that ONNX Runtime may use.
+        budget_share: the share of the budget's size, latency and memory that pruning may use; less than 1 leaves room.
+        precision: of the artifact that will be made of the network, on which latency, size and memory are measured; by
+            default that of the recipe's.
+        threads: that ONNX Runtime may use; by default those of the recipe's measure step.
         round_to: widths become multiples of this; 8 or 16 is what the runtimes' kernels are made for.
         floor: the least share of its channels that a group keeps, 0 to 1.
         branches: "knapsack" and "zero" may take whole branches out that a residual path runs beside.
@@ -60,9 +61,9 @@ class Prune:
     keep_latency: float | None = None
     keep_memory: float | None = None
     budget: bool = False
-    latency_share: float = 1.0
-    precision: Literal["float32", "int8"] = "float32"
-    threads: int = 1
+    budget_share: float = 1.0
+    precision: Literal["float32", "int8"] | None = None
+    threads: int | None = None
     round_to: int = 8
     floor: float = 0.0
     branches: bool = True
@@ -81,9 +82,9 @@ class Prune:
         self._check_allocation()
         if self.keep_latency is not None and self.round_to % FINEST:
             raise ValueError(f"round_to = {self.round_to}: latency is known at multiples of {FINEST} channels")
-        if not 0 < self.latency_share <= 1:
-            raise ValueError(f"latency_share = {self.latency_share}: a share lies in (0, 1]")
-        if self.threads < 1:
+        if not 0 < self.budget_share <= 1:
+            raise ValueError(f"budget_share = {self.budget_share}: a share lies in (0, 1]")
+        if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads = {self.threads}: at least 1")
         if self.round_to < 1:
             raise ValueError(f"round_to = {self.round_to}: a width is a multiple of at least 1")

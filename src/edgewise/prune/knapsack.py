@@ -79,6 +79,12 @@ class _Search:
         self._places = np.arange(len(choices))
         self._levels = _table([choice.levels for choice in choices], np.int64)
         self._values = _table([choice.value for choice in choices], np.float64)
+        place = {choice.group: index for index, choice in enumerate(choices)}
+        self._gone = [  # of each choice that can take others with it: its place and theirs
+            (index, [place[group] for group in choice.also if group in place])
+            for index, choice in enumerate(choices)
+            if choice.also
+        ]
 
     def widths(self, at: Widths) -> Widths:
         """Return the widths ``[..., G]`` of levels ``[..., choices]``."""
@@ -90,8 +96,11 @@ class _Search:
         return found
 
     def value(self, at: Widths) -> Floats:
-        """Return the importance that levels ``[..., choices]`` keep."""
-        found: Floats = self._values[self._places, at].sum(axis=-1)
+        """Return the importance that levels ``[..., choices]`` keep; groups that go with another's branch keep none."""
+        kept: Floats = self._values[self._places, at]
+        for index, others in self._gone:
+            kept[..., others] *= self._levels[index, at[..., index, None]] > 0
+        found: Floats = kept.sum(axis=-1)
         return found
 
     def costs(self, at: Widths) -> dict[str, Floats]:

@@ -126,8 +126,8 @@ def prune(
         candidates = Candidates(
             graph,
             charged,
-            precision=config.precision,
-            threads=config.threads,
+            precision=config.precision or "float32",
+            threads=config.threads or 1,
             branches=branches,
             reference=reference,
             progress=progress,
