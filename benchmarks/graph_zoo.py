@@ -1,10 +1,11 @@
 """How many of timm's networks the channel graph can follow, and whether what it removes is exact.
 
 For each network of `zoo.txt` (a line for each of timm's families, by the leading letters of their names): trace it,
-remove half of the channels of every exact group at random, and compare the shrunk network with the silenced original on
-a random image in float64, and once more in float32; of a network with inexact groups alone, remove those and see that it runs. Networks that run
-matrix products of activations (attention) are counted apart from the convolutional ones. Torch-Pruning prunes the first
-network of 45 families, with its defaults, 30 seconds each, in the same run; the last line is JSON.
+remove half of the channels of every exact group at random, and compare the shrunk network with the silenced original
+on a random image in float64, and once more in float32; of a network with inexact groups alone, remove those and see
+that it runs. Networks that run matrix products of activations (attention) are counted apart from the convolutional
+ones. Torch-Pruning prunes the first network of 45 families, with its defaults, 30 seconds each, in the same run; the
+last line is JSON.
 """
 
 import torchvision_stub  # noqa: F401 - before timm, which imports torchvision
@@ -180,7 +181,8 @@ def main() -> None:
         rows.append(row)
         print(
             f"{row.name:<40}{row.kind:<15}{row.trace_s:7.2f}{row.rigid_s:7.2f} s{row.groups:5} groups"
-            f"{row.inexact:4} inexact{row.rigid:4} rigid  MACs {row.macs:.2f}  {row.status} {row.error:.0e} {row.error_float32:.0e}",
+            f"{row.inexact:4} inexact{row.rigid:4} rigid  MACs {row.macs:.2f}  {row.status} {row.error:.0e}"
+            f" {row.error_float32:.0e}",
             flush=True,
         )
     counts = collections.Counter((r.kind, r.status if r.status in STATES else "refused") for r in rows)
