@@ -155,7 +155,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(folder: Path) ->
     for budget, message in (
         (Limits(size="200 B"), r"^file_bytes cannot go down to 200 bytes: the least possible is \d+ bytes"),
         (Limits(memory="100 B"), r"^peak_activation_bytes cannot go down to 100 bytes: the least possible is"),
-        (Limits(latency="1 ns"), r"^latency_s cannot go down to"),
+        (Limits(latency="0.01 us"), r"^latency_s cannot go down to"),
     ):
         with pytest.raises(BudgetError, match=message):
             compress_within(wish(folder, budget=budget), folder / "refused")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,34 +201,57 @@ def compress_within(
         with without_steps_name():
             check_steps(tentative, model, context.example)
         if wish.weights is None:
-            check_reach(wish, context, model, progress)
+            if not (dense_place / RECIPE).exists():
+                check_reach(trained, context, model, progress)
             train_dense(wish, dense_place, images, progress, log)
             model = models.load_weights(model, dense_place / TENSORS)
         decision = decide(survey(context, model, wish.threads, wish.runtime), wish.budget)
         for note in decision.notes:
             tell(note)
+
+    def carry_out(place: Path, decision: Decision, share: float) -> Finished:
+        going_on = resume and (place / RECIPE).exists()
+        with without_steps_name():
+            recipe = plan(trained, decision, share)
+            return compress(recipe, place, resume=going_on, images=images, progress=progress, log=log)
+
+    return best_of(places, decision, carry_out, tell)
+
+
+def best_of(
+    places: Sequence[Path],
+    decision: Decision,
+    carry_out: Callable[[Path, Decision, float], Finished],
+    tell: Callable[[str], None],
+) -> Finished:
+    """Try with tighter widths as long as what was measured is over a limit, and return what is nearest to its limits.
+
+    Args:
+        places: the folder of each attempt.
+        decision: what is done first; an artifact that needed no pruning and misses is pruned after all.
+        carry_out: ``(place, decision, share of the measured limits that pruning may use) -> finished``.
+        tell: is told why there is another attempt.
+    """
     found: list[Finished] = []
     share = 1.0
-    for attempt, place in enumerate(places, 1):
-        going_on = resume and (place / RECIPE).exists()
+    for place in places:
+        if found:
+            name, over = _most_over(found[-1])
+            if over <= 1:
+                break
+            share *= CLOSER / over
+            missed = f"measured at {over:.3f} times the {name} that is allowed"
+            tell(f"{missed}; once more with tighter widths, in {place}")
+            if not decision.prune:
+                notes = (*decision.notes, f"{missed}, so it is pruned after all")
+                decision = Decision(decision.precision, True, notes)
         try:
-            with without_steps_name():
-                recipe = plan(trained, decision, share)
-                found.append(compress(recipe, place, resume=going_on, images=images, progress=progress, log=log))
+            found.append(carry_out(place, decision, share))
         except UserError as error:
             if not found:
                 raise
-            tell(f"{place}: no tighter widths were found: {error}")
+            tell(f"no tighter widths were found: {error}")
             break
-        name, over = _most_over(found[-1])
-        if over <= 1:
-            break
-        share *= CLOSER / over
-        if not decision.prune:
-            why = f"measured at {over:.3f} times the {name} that is allowed, so it is pruned after all"
-            decision = Decision(decision.precision, True, (*decision.notes, why))
-        if attempt < ATTEMPTS:
-            tell(f"{place}: measured at {over:.3f} times the {name} that is allowed; once more with tighter widths")
     return min(found, key=lambda finished: _most_over(finished)[1])
 
 
