@@ -81,6 +81,30 @@ def test_a_training_is_that_of_the_formulas(cosine: str, sign: float, least: int
     assert_same(bare.parameters(), expected)
 
 
+def test_float32_and_a_falling_rate_lead_to_the_same_zeros() -> None:
+    """The products that a step needs are put together from others, which must not cost digits."""
+    nets = [small_net().to(dtype) for dtype in (torch.float32, torch.float64)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    methods = [DhspgPruning(EXAMPLE.to(p.dtype), DHSPG) for p in (next(net.parameters()) for net in nets)]
+    for net, method in zip(nets, methods, strict=True):
+        method.start(net, CONFIG, 10)
+    generator = torch.Generator().manual_seed(5)
+    for n in range(60):
+        lr = CONFIG.lr * (1 - n / 60)
+        d = [0.3 * torch.randn(p.shape, generator=generator) for p in nets[0].parameters()]
+        for net, method in zip(nets, methods, strict=True):
+            with torch.no_grad():
+                method.gradients(net)
+                for parameter, direction in zip(net.parameters(), d, strict=True):
+                    parameter.sub_(lr * direction)
+                method.after_step(net, n, lr)
+    masks = [method.state()["zero"] for method in methods]
+    assert torch.equal(*masks)
+    assert masks[0].any()
+    for single, double in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.allclose(single.double(), double, rtol=1e-4, atol=1e-6)
+
+
 def test_a_penalty_is_one_of_three_and_shortens_what_the_step_would_lengthen() -> None:
     generator = torch.Generator().manual_seed(3)
     seen = set()
