@@ -43,7 +43,7 @@ from edgewise.train.config import Precision
 from edgewise.units import format_quantity
 
 DENSE_EPOCHS, EPOCHS = 30, 10
-FINE_TUNING_LR = 0.02
+FINE_TUNING_LR = 0.02  # at the rate of a training from nothing, what a network knows would be lost
 MAY_LOSE_PT = 1.0  # by quantising, where the budget says nothing of accuracy
 SECONDS = 5.0
 # What is lost to first order, in one unit over all groups, so that it adds up: a channel's layers, a branch's channels.
@@ -385,7 +385,8 @@ def plan(wish: Wish, decision: Decision, share: float = 1.0) -> Recipe:
         step = {"kind": "prune", "allocate": "knapsack", "budget": True, "budget_share": share, **IMPORTANCE}
         steps.append(step)
         distil = {"kind": "distill"}
-        steps.append({"kind": "train", "epochs": wish.epochs, "precision": wish.precision, "method": [distil]})
+        train = {"kind": "train", "epochs": wish.epochs, "precision": wish.precision, "lr": FINE_TUNING_LR}
+        steps.append({**train, "undo_if_worse": True, "method": [distil]})
     if decision.precision == "int8":
         steps.append({"kind": "quantize"})
     return wish.recipe([*steps, {"kind": "export"}, wish.measure_step], notes=decision.notes)
@@ -400,7 +401,7 @@ def train_dense(
 ) -> None:
     """Train the dense network in a run of its own, unless it is there."""
     train = {"kind": "train", "epochs": wish.dense_epochs, "precision": wish.precision}
-    gentle = {"lr": FINE_TUNING_LR} if wish.pretrained else {}  # at a rate for beginners, what it knows would be lost
+    gentle = {"lr": FINE_TUNING_LR} if wish.pretrained else {}
     recipe = wish.recipe([{**train, **gentle}, {"kind": "export"}], dense=True)
     compress(recipe, place, resume=(place / RECIPE).exists(), images=images, progress=progress, log=log)
 

@@ -30,9 +30,15 @@ from edgewise.train.config import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainConfig):
-    """A training step: how to train, and the methods that act meanwhile, in their order."""
+    """A training step: how to train, and the methods that act meanwhile, in their order.
+
+    Args:
+        method: those methods.
+        undo_if_worse: leave the network as it was where the training cost accuracy on the held-out images.
+    """
 
     method: tuple[Annotated[Distill | Hesso | Dhspg, Field(discriminator="kind")], ...] = ()
+    undo_if_worse: bool = False
 
     @property
     def distils(self) -> bool:

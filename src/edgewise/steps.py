@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from edgewise.context import Context, Place, Result, dicts, read_result, row
 from edgewise.devices.base import NOISY
 from edgewise.devices.measure import measure
@@ -28,7 +30,7 @@ from edgewise.prune.hesso import Hesso, HessoPruning
 from edgewise.prune_step import prune_step
 from edgewise.quantize import Quantize, activation_cost, quantize_static, weight_bytes
 from edgewise.recipe import Export, Measure, Train
-from edgewise.train import TrainingMethod, fit
+from edgewise.train import TrainingMethod, evaluate, fit
 from edgewise.train.randomness import mixed_seed
 
 
@@ -61,10 +63,24 @@ def _train(context: Context, place: Place, config: Train) -> Result:
         checkpoint=place.after / CHECKPOINT,
         log=log,
     )
+    notes = list(context.notes) if place.index == 0 else []
+    if config.undo_if_worse and (worse := _worse(context, place, model)):
+        model = network.load(place.before)
+        notes.append(worse)
     network.save(model, context.builder, place.after)
     curve = {"epoch": list(range(1, len(losses) + 1)), "loss": losses}
-    notes = list(context.notes) if place.index == 0 else []
     return {"row": row(context, model), "curve": curve, "earlier_s": clock.earlier_s, "notes": notes}
+
+
+def _worse(context: Context, place: Place, model: nn.Module) -> str:
+    """Say by how much a training made a network worse on the held-out images; nothing where it did not."""
+    before, after = (
+        evaluate(each, context.task, context.data.held, device=context.device)
+        for each in (network.load(place.before), model)
+    )
+    if after >= before:
+        return ""
+    return f"undone: on held-out images the training went from {before:.2%} to {after:.2%}"
 
 
 class EpochClock:
