@@ -129,6 +129,8 @@ def test_pretrained_weights_of_other_classes_are_trained_further(folder: Path) -
     compress_within(wish(folder, **given), folder / "further")
     recipe = read(folder / "further-dense" / "recipe.toml")
     assert (recipe.weights, recipe.step[0].lr) == (given["pretrained"], FINE_TUNING_LR)
+    notes = read_json(folder / "further-dense" / "results.json")["rows"][1]["notes"]
+    assert notes[0].endswith("begins anew: the weights are of other classes")
     start = load_file(folder / "further-dense" / "steps" / "00-start" / "model.safetensors")
     kept = [name for name in weights if name not in classifier]
     assert all(torch.equal(start[name], weights[name]) for name in kept)

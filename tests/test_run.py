@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -435,6 +436,24 @@ def test_weights_to_start_from(recipe: Path, finished: Path, tmp_path: Path, mon
     assert [row["accuracy"] for row in rows[:2]] == evaluated
     assert rows[2]["notes"] == ["calibrated on all 457 training images; 5000 were asked for"]
     assert read_json(tmp_path / "run" / "manifest.json")["weights_sha256"] == sha256(weights)
+
+
+def test_a_training_that_cost_accuracy_is_undone_where_that_is_asked_for(
+    recipe: Path, finished: Path, tmp_path: Path
+) -> None:
+    weights = finished / "dense" / "model.safetensors"
+    wild = "step=[{kind='train', epochs=1, batch=64, lr=3.0, augment=[], undo_if_worse=%s}]"
+    results = {}
+    for undo in ("true", "false"):
+        results[undo] = compress(read(recipe, [f"weights={weights}", wild % undo]), tmp_path / undo).results
+    dense = read_json(finished / "results.json")["rows"][0]["accuracy"]
+    undone, done = (results[undo]["rows"][-1] for undo in ("true", "false"))
+    assert undone["accuracy"] == dense > done["accuracy"]
+    assert len(undone["notes"]) == 1
+    assert re.fullmatch(r"undone: on held-out images the training went from \S+% to \S+%", undone["notes"][0])
+    assert done["notes"] == []
+    before, after = load_file(weights), load_file(tmp_path / "true" / "model.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 JUDGED = {
