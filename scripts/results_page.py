@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 
 from edgewise.reproduce import COLUMNS, cells
+from edgewise.systems import SYSTEMS
 from edgewise.units import format_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +65,8 @@ def page() -> str:
     """Return the page."""
     figures = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FIGURES.glob("*.json"))}
     systems = [found for found in figures.values() if isinstance(found, dict) and "system" in found]
+    full = {system["system"] for system in systems if system["scale"] == "full"}
+    not_run = {name: [arm.label for arm in system.arms] for name, system in SYSTEMS.items() if name not in full}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -78,7 +81,9 @@ def page() -> str:
         "settings": settings,
         "title_of": lambda name: TITLES.get(name, name),
     }
-    return environment.get_template("results.md.j2").render(**figures, systems=systems, columns=COLUMNS)
+    return environment.get_template("results.md.j2").render(
+        **figures, systems=systems, not_run=not_run, columns=COLUMNS
+    )
 
 
 def main() -> int:

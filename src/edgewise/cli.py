@@ -297,7 +297,7 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Run a published system and show its figures beside ours."""
-    from edgewise.reproduce import COLUMNS, cells, record_into
+    from edgewise.reproduce import COLUMNS, cells, notes, record_into
     from edgewise.reproduce import reproduce as run_all
 
     with bars(quiet=as_json) as (progress, console):
@@ -312,7 +312,7 @@ def reproduce(
     if as_json:
         print_json(found.record)
     else:
-        print_rows(found.record["citation"], COLUMNS, cells(found.record))
+        print_rows(found.record["citation"], COLUMNS, cells(found.record), notes(found.record))
         if found.left:
             print(f"out of time: {found.left}{how_to_resume()}")
     raise typer.Exit(3 if found.record["refused"] else 0)

@@ -39,7 +39,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]], numbers: 
     Console().print(table)
 
 
-def print_rows(title: str, columns: Sequence[str], rows: list[list[str]]) -> None:
+def print_rows(title: str, columns: Sequence[str], rows: list[list[str]], notes: Sequence[str] = ()) -> None:
     """Print rows too wide for a table: each as a line of its first two cells, and under it what else is known."""
     print(f"{title}\n")
     wide = max((len(row[0]) for row in rows), default=0)
@@ -48,6 +48,7 @@ def print_rows(title: str, columns: Sequence[str], rows: list[list[str]]) -> Non
         print(f"{who:<{wide}}  {what}")
         if known:
             print(" " * wide + "    " + ", ".join(known))
+    print(*(f"\n{note}" for note in notes), sep="", end="\n" if notes else "")
 
 
 def step_line(row: dict[str, Any]) -> str:

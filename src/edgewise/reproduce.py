@@ -38,7 +38,7 @@ from edgewise.units import format_bytes
 SHOWN_VERSIONS = ("torch", "onnxruntime")
 # What went, as a share of the dense network's at batch 1, and the column it is counted from.
 CUTS = {"params_cut": "params", "macs_cut": "macs", "memory_cut": "activation_bytes"}
-METHODS_OWN = ("step.0.method.", "step.1.knee.", "step.0.complexity.", "step.0.keep_")  # changes worth a reader's eye
+METHODS_OWN = ("method.", "knee.", "complexity.", "keep_")  # settings worth a reader's eye where an arm changes them
 COLUMNS = ("", "setting", "accuracy", "params cut", "MACs cut", "memory cut", "latency", "file", "training")
 
 
@@ -274,8 +274,7 @@ def cells(record: dict[str, Any]) -> list[list[str]]:
         [
             "ours",
             f"{row['label']}, {row['data']}, {'+'.join(map(str, row['epochs']))} epochs, seed {row['seed']}"
-            + "".join(f", {change}" for change in row["changes"] if change.startswith(METHODS_OWN))
-            + (f"; {row['data_note']}" if row["data_note"] else ""),
+            + "".join(f", {change}" for change in _changed(row["changes"])),
             f"{_percent(row['accuracy'], 2)} of {_percent(row['dense_accuracy'], 2)}",
             *(_percent(row[cut], 1) for cut in CUTS),
             "-" if row["latency_ratio"] is None else f"{row['latency_ratio']:.2f} of dense",
@@ -286,6 +285,21 @@ def cells(record: dict[str, Any]) -> list[list[str]]:
     ]
     refused = [["ours", f"{label}: {why}", *("-",) * 7] for label, why in record["refused"].items()]
     return [*published, *ours, *refused]
+
+
+def _changed(changes: list[str]) -> list[str]:
+    """Return the settings of its method that an arm changes, without the number of their step.
+
+    >>> _changed(["images=9", "step.0.keep_macs=", "step.0.complexity.mode=params", "step.1.epochs=3"])
+    ['complexity.mode=params']
+    """
+    own = [change.split(".", 2)[2] for change in changes if change.startswith("step.")]
+    return [change for change in own if change.startswith(METHODS_OWN) and not change.endswith("=")]
+
+
+def notes(record: dict[str, Any]) -> list[str]:
+    """Say what must be known of the data that a record's rows come from, each thing once."""
+    return list(dict.fromkeys(row["data_note"] for row in record["rows"] if row["data_note"]))
 
 
 def _saved(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
