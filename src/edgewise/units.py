@@ -52,6 +52,17 @@ def format_quantity(name: str, value: float | None) -> str:
     return format_seconds(value) if name.endswith("_s") else format_count(value)
 
 
+def format_exact(name: str, amount: float) -> str:
+    """Return an amount so exactly that it can be asked for: counts and bytes whole, times with four digits.
+
+    >>> format_exact("file_bytes", 120_345.0), format_exact("latency_s", 0.00119), format_exact("macs", 2e7)
+    ('120345 bytes', '1.19 ms', '20000000')
+    """
+    if name.endswith("_s"):
+        return f"{amount * 1e3:.4g} ms"
+    return f"{amount:.0f}{' bytes' if name.endswith('_bytes') else ''}" if amount >= 100 else f"{amount:.4g}"
+
+
 def format_fraction(value: float | None) -> str:
     """Return a fraction as a percentage with two digits, or a dash.
 

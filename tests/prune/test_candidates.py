@@ -76,7 +76,7 @@ def test_a_wrong_model_is_corrected_until_the_measured_latency_holds_and_is_used
 def test_a_latency_that_no_candidate_reaches_says_what_was_measured(graph) -> None:
     machine = MadeUp(graph, lambda widths: 1.0, lambda widths: CostModel(graph).quantity("macs", widths) * 1e-11)
     with pytest.raises(
-        BudgetError, match=r"latency_s cannot go down to 200 µs: the least that was measured is 1 s, of 1 cand"
+        BudgetError, match=r"latency_s cannot go down to 0\.2 ms: the least that was measured is 1000 ms, of 1 cand"
     ):
         within(machine, {"latency_s": 2e-4}, graph.prunable(), chooser(graph))
 

@@ -24,6 +24,7 @@ from edgewise.graph.branches import Branch
 from edgewise.graph.groups import Graph, Group
 from edgewise.graph.trace import Atoms
 from edgewise.prune.knapsack import Choice, search
+from edgewise.units import format_exact
 
 Normalize = Literal["mean", "none"]
 Widths = NDArray[np.int64]
@@ -180,18 +181,12 @@ def _conflict(
 def _cannot_both(model: CostModel, pair: tuple[str, str], limits: Mapping[str, float], widths: Widths) -> str:
     """Say that two limits cannot be held together."""
     first, second = pair
+    most = {name: format_exact(name, limits[name]) for name in pair}
+    then = format_exact(second, float(model.quantity(second, widths)))
     return (
-        f"{first} of at most {_shown(first, limits[first])} and {second} of at most {_shown(second, limits[second])} "
-        f"cannot both hold, though each can: with the first alone {second} is "
-        f"{_shown(second, float(model.quantity(second, widths)))}"
+        f"{first} of at most {most[first]} and {second} of at most {most[second]} cannot both hold, though each can: "
+        f"with the first alone {second} is {then}"
     )
-
-
-def _shown(name: str, amount: float) -> str:
-    """Write an amount of a quantity so exactly that it can be asked for: bytes and counts whole, times in ms."""
-    if name.endswith("_s"):
-        return f"{amount * 1e3:.4g} ms"
-    return f"{amount:.0f}{' bytes' if name.endswith('_bytes') else ''}" if amount >= 100 else f"{amount:.4g}"
 
 
 @dataclass(frozen=True)
@@ -265,8 +260,8 @@ def _out_of_reach(
     possible = float(model.quantity(name, least))
     none = f"; none of its {len(sizes)} groups can shrink so{held_back}" if (least == sizes).all() else ""
     return (
-        f"{name} cannot go down to {_shown(name, limits[name])}: the least possible is {_shown(name, possible)} "
-        f"({possible / max(1e-30, float(model.quantity(name, sizes))):.3f} of the dense network's) "
+        f"{name} cannot go down to {format_exact(name, limits[name])}: the least possible is "
+        f"{format_exact(name, possible)} ({possible / max(1e-30, float(model.quantity(name, sizes))):.3f} of the dense network's) "
         f"with round_to = {round_to} and floor = {floor}{none}"
     )
 

@@ -27,13 +27,13 @@ from edgewise.graph.surgery import shrink
 from edgewise.graph.trace import Atoms
 from edgewise.progress import Progress
 from edgewise.quantize import Quantize, activation_cost, quantize_static
-from edgewise.units import format_quantity
+from edgewise.units import format_exact
 
 Precision = Literal["float32", "int8"]
 Keep = Mapping[str, Sequence[int] | Atoms]
 Figures = dict[str, float]
 KNOWN_SHARES = (0.75, 0.5, 0.25)  # of every group's channels: networks that are measured before any is chosen
-TRIES = 5
+TRIES, MOST_TRIES = 5, 10  # for a candidate that uses its limits well, for one that is within them at all
 SECONDS = 1.5  # of measuring, for each candidate
 ROUND_TO = 8
 
@@ -232,7 +232,7 @@ def within(
     aims = {name: CARE[name].aim * limit for name, limit in limits.items()}
     best: tuple[dict[str, Atoms], float] | None = None
     trials: list[Trial] = []
-    for _ in range(TRIES):
+    while len(trials) < (TRIES if best else MOST_TRIES):
         try:
             keep = choose(candidates.cost_model, aims) if trials else _first(choose, candidates.cost_model, limits)
         except BudgetError:
@@ -285,8 +285,8 @@ def _not_reached(limits: Mapping[str, float], trials: Sequence[Trial]) -> str:
     name = missed[0] if missed else next(iter(limits))
     tried = [trial.measured[name] for trial in trials]
     return (
-        f"{name} cannot go down to {format_quantity(name, limits[name])}: the least that was measured is "
-        f"{format_quantity(name, min(tried))}, of {len(tried)} candidates"
+        f"{name} cannot go down to {format_exact(name, limits[name])}: the least that was measured is "
+        f"{format_exact(name, min(tried))}, of {len(tried)} candidates; at most {CARE[name].holds:g} of the limit is taken"
     )
 
 
