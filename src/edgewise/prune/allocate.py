@@ -257,12 +257,12 @@ def _out_of_reach(
 ) -> str:
     """Say that a limit cannot be held, and what the least is that was found."""
     sizes = model.graph.sizes
-    possible = float(model.quantity(name, least))
+    possible, dense = float(model.quantity(name, least)), max(1e-30, float(model.quantity(name, sizes)))
     none = f"; none of its {len(sizes)} groups can shrink so{held_back}" if (least == sizes).all() else ""
     return (
         f"{name} cannot go down to {format_exact(name, limits[name])}: the least possible is "
-        f"{format_exact(name, possible)} ({possible / max(1e-30, float(model.quantity(name, sizes))):.3f} of the dense network's) "
-        f"with round_to = {round_to} and floor = {floor}{none}"
+        f"{format_exact(name, possible)} ({possible / dense:.3f} of the dense network's) with round_to = {round_to} "
+        f"and floor = {floor}{none}"
     )
 
 

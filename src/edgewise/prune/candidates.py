@@ -286,7 +286,7 @@ def _not_reached(limits: Mapping[str, float], trials: Sequence[Trial]) -> str:
     tried = [trial.measured[name] for trial in trials]
     return (
         f"{name} cannot go down to {format_exact(name, limits[name])}: the least that was measured is "
-        f"{format_exact(name, min(tried))}, of {len(tried)} candidates; at most {CARE[name].holds:g} of the limit is taken"
+        f"{format_exact(name, min(tried))}, of {len(tried)} candidates ({CARE[name].holds:g} of it is taken)"
     )
 
 
