@@ -64,7 +64,8 @@ def prune_step(context: Context, place: Place, config: Prune) -> Result:
     if config.recalibrate and config.allocate != "zero":
         small = recalibrate(small, context.task, train, images=config.recalibrate, device=context.device)
     network.save(small, context.builder, place.after)
-    widths = {g.name: [len(pruned.keep.get(g.name, range(g.size))), g.size] for g in pruned.graph.groups}
+    kept_widths = zip(pruned.graph.groups, pruned.graph.widths(pruned.keep).tolist(), strict=True)
+    widths = {group.name: [width, group.size] for group, width in kept_widths}
     kept = {name: index.tolist() for name, index in pruned.keep.items()}
     result = {"row": row(context, small), "checks": dicts(checks), "notes": notes, "widths": widths, "keep": kept}
     if pruned.sensitivity:

@@ -12,7 +12,7 @@ from torch import nn
 from edgewise.cost import Budget, CostModel, cost_of
 from edgewise.cost.budget import Limit
 from edgewise.errors import BudgetError
-from edgewise.graph import shrink, trace
+from edgewise.graph import shrink, silence, trace
 from edgewise.models import build
 from edgewise.prune import Prune, Pruned, allocate, prune, score
 from edgewise.prune.candidates import Candidates, within
@@ -30,7 +30,7 @@ class MadeUp(Candidates):
         self._foretold = {"latency_s": lambda widths: guess(np.asarray(widths, float))}
 
     def measure(self, candidates: Sequence[Mapping[str, Sequence[int]]]) -> list[dict[str, float]]:
-        found = [{"latency_s": float(self.truth(self._widths(keep).astype(float)))} for keep in candidates]
+        found = [{"latency_s": float(self.truth(self.graph.widths(keep).astype(float)))} for keep in candidates]
         self.made += found
         return found
 
@@ -92,7 +92,7 @@ def test_a_limit_that_only_the_narrowest_meets_is_met(graph) -> None:
         return within(MadeUp(graph, truth, truth), {"latency_s": limit}, graph.prunable(), chooser(graph))[0]
 
     narrowest = float(truth(np.array([0 if group.beside_others else 8 for group in graph.groups])))
-    assert truth(MadeUp(graph, truth, truth)._widths(kept_within(narrowest / 0.975))) == pytest.approx(narrowest)
+    assert truth(graph.widths(kept_within(narrowest / 0.975))) == pytest.approx(narrowest)
     with pytest.raises(BudgetError, match="the least that was measured is"):
         kept_within(narrowest / 0.99)  # it would hold, and the next measurement might not
     asked = f"cannot go down to {narrowest / 1.01 * 1e3:.4g} ms: the least possible is {narrowest * 1e3:.4g} ms"
@@ -173,6 +173,35 @@ def test_a_whole_branch_goes_where_narrowing_saves_nothing() -> None:
     assert small(EXAMPLE).shape == (1, 10)
     with pytest.raises(BudgetError, match="latency_s cannot go down"):
         chooser(graph)(CostModel(graph, {"latency_s": per_operator}), {"latency_s": limit})
+
+
+class Bottleneck(nn.Module):
+    """A branch of two inner groups, neither of which can be narrower than it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 16, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.c(torch.relu(self.b(torch.relu(self.a(x))))))
+
+
+def test_a_branch_of_several_groups_goes_whole() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), Bottleneck(), Bottleneck(), Bottleneck()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)),
+    ).double()
+    example = torch.zeros(1, 3, 16, 16, dtype=torch.float64)
+    pruned = prune(net, example, Prune(allocate="knapsack", keep_macs=0.75, whole=("0",)))
+    assert [len(kept) for kept in pruned.keep.values()] == [0]
+    widths = dict(zip((group.name for group in pruned.graph.groups), pruned.graph.widths(pruned.keep), strict=True))
+    assert sorted(widths.values()) == [0, 0, 8, 8, 8, 8, 16]
+    assert cost_of(trace(pruned.model, example)).macs <= 0.75 * cost_of(pruned.graph).macs
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    expected = silence(net, pruned.graph, pruned.keep)(x)
+    assert torch.allclose(pruned.model(x), expected, rtol=1e-9)
+    assert not torch.allclose(net(x), expected, rtol=1e-3)
 
 
 def amount(pruned: Pruned, name: str, precision: str) -> float:

@@ -157,6 +157,13 @@ class Graph:
         group = self.by_name.get(name)
         return group is not None and not len(kept) and not group.beside_others and name in self.branches
 
+    def widths(self, keep: Mapping[str, Sequence[int] | Atoms]) -> Atoms:
+        """Return how many channels each group keeps ``[G]``; 0 for all groups of a branch that goes."""
+        taken = [self.branches[name].groups for name, kept in keep.items() if self.takes_branch(name, kept)]
+        gone = {name for groups in taken for name in groups}
+        kept = [0 if g.name in gone else len(keep.get(g.name, range(g.size))) for g in self.groups]
+        return np.array(kept, np.int64)
+
     def prunable(self, *, inexact: bool = False) -> tuple[Group, ...]:
         """Return the groups that can shrink: those that are not rigid and exact, or not exact either if asked."""
         return tuple(g for g in self.groups if (inexact or g.exact) and g.name not in self.rigid)

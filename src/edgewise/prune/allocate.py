@@ -102,7 +102,8 @@ def allocate(
         cost_model: the graph's cost model, where there is one already.
 
     Returns:
-        For each group that shrinks, the indices it keeps, ascending; none for a branch that goes.
+        For each group that shrinks, the indices it keeps, ascending; none for a branch that goes. The other groups of
+        such a branch are not named: they go with it.
 
     Raises:
         ValueError: an unknown allocation, normalisation or group, `round_to` < 1, a floor outside [0, 1].
@@ -148,9 +149,9 @@ def allocate(
         if possible and not rule:
             raise AlignmentError(f"{message}; widths between those multiples could meet it")
         raise BudgetError(message)
-    return {
-        graph.groups[g].name: top(scores[graph.groups[g].name], int(widths[g])) for g in chosen if widths[g] < sizes[g]
-    }
+    narrowed = {graph.groups[g].name: int(widths[g]) for g in chosen if widths[g] < sizes[g]}
+    along = {other for name, branch in gone.items() if not narrowed.get(name, 1) for other in branch.groups[1:]}
+    return {name: top(scores[name], width) for name, width in narrowed.items() if name not in along}
 
 
 def _counts(limits: Mapping[str, float]) -> dict[str, float]:

@@ -146,7 +146,7 @@ class Candidates:
 
     def foretold(self, keep: Keep) -> Figures:
         """Return what a candidate is foretold to cost."""
-        return {name: float(model(self._widths(keep))) for name, model in self._foretold.items()}
+        return {name: float(model(self.graph.widths(keep))) for name, model in self._foretold.items()}
 
     def measure(self, candidates: Sequence[Keep]) -> list[Figures]:
         """Make candidates and measure them beside the network itself, learn from them, and return what they cost."""
@@ -156,7 +156,7 @@ class Candidates:
             for figures in found:
                 figures["latency_s"] *= self.dense["latency_s"] / now["latency_s"]
         for keep, figures in zip(candidates, found, strict=True):
-            self._learn(self._widths(keep), figures)
+            self._learn(self.graph.widths(keep), figures)
         return found
 
     def _made(self, keep: Keep) -> Path:
@@ -181,17 +181,6 @@ class Candidates:
     def _learn(self, widths: ArrayLike, figures: Figures) -> None:
         for name, amount in figures.items():
             self._foretold[name] = self._foretold[name].corrected(widths, amount)
-
-    def _widths(self, keep: Keep) -> NDArray[np.int64]:
-        gone = {
-            n
-            for name, kept in keep.items()
-            if self.graph.takes_branch(name, kept)
-            for n in self.graph.branches[name].groups
-        }
-        return np.array(
-            [0 if g.name in gone else len(keep.get(g.name, range(g.size))) for g in self.graph.groups], np.int64
-        )
 
     def _float(self, model: nn.Module) -> Path:
         folder = Path(tempfile.mkdtemp(dir=self._folder.name))
