@@ -15,7 +15,7 @@ from edgewise.files import read_json
 from edgewise.graph import trace
 from edgewise.models import build
 from edgewise.recipe import Prune, Train
-from edgewise.reproduce import COLUMNS, OutOfTime, Watch, cells, place, plan, record_into, reproduce
+from edgewise.reproduce import COLUMNS, OutOfTime, Watch, cells, notes, place, plan, record_into, reproduce
 from edgewise.run import compress
 from edgewise.systems import SYSTEMS, Arm, Published, System
 
@@ -160,7 +160,9 @@ def test_the_table_shows_published_and_ours(done: Path) -> None:
     assert {len(row) for row in (published, dense, usual, pa)} == {len(COLUMNS)}
     assert published[:4] == ["published", "VGG-16 (abstract only)", "without loss", "70.0%"]
     assert usual[0] == "ours"
-    assert usual[1] == "tiny usual, fashion-mnist, 2+1 epochs, seed 0; trained on 200 of 9,500 images"
+    assert usual[1] == "tiny usual, fashion-mnist, 2+1 epochs, seed 0"
+    assert notes(record) == ["trained on 200 of 9,500 images"]
+    assert pa[1] == "tiny PA, fashion-mnist, 1 epochs, seed 0, keep_params=0.5, complexity.mode=params"
     assert usual[8].endswith(" s")
     assert "of tiny usual: 2+1 epochs, " in pa[8]
     refused = cells({**record, "refused": {"tiny LA": "latency_s was not reached"}})[-1]
@@ -194,7 +196,7 @@ def test_an_arm_that_fails_does_not_keep_the_others_from_running(
     wild = replace(dense, label="tiny wild", changes=(*dense.changes, "step.0.lr=1e18", "step.0.epochs=1"))
     monkeypatch.setitem(SYSTEMS, "tiny", replace(SYSTEM, small=(wild, dense)))
     found = reproduce("tiny", tmp_path / "out", small=True)
-    assert "NaN or infinite" in found.record["refused"]["tiny wild"]
+    assert "NaN or infinit" in found.record["refused"]["tiny wild"]
     assert [row["label"] for row in found.record["rows"]] == ["tiny dense"]
     assert read_json(tmp_path / "out" / "tiny-small.json") == found.record
 

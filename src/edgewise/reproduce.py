@@ -19,6 +19,7 @@ from edgewise.errors import (
     BudgetError,
     CheckFailed,
     MeasurementFailed,
+    ModelError,
     RunFolderError,
     TrainingDiverged,
     UnknownName,
@@ -116,7 +117,7 @@ def reproduce(
         except OutOfTime as reason:
             left = f"{reason}; {sum(_finished(out, each) for each in arms)} of {len(arms)} runs are done"
             break
-        except (BudgetError, TrainingDiverged, MeasurementFailed, CheckFailed) as error:
+        except (BudgetError, ModelError, TrainingDiverged, MeasurementFailed, CheckFailed) as error:
             refused[arm.label] = str(error)  # that a budget cannot be met, or a training fails, is a result too
         kept()
     return Reproduced(kept(), left)
