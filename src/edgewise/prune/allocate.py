@@ -7,7 +7,7 @@ given back, channel block by channel block, where it matters most. "knapsack" ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from itertools import combinations
@@ -80,7 +80,7 @@ def allocate(
     normalize: Normalize = "mean",
     round_to: int = 1,
     floor: float = 0.0,
-    groups: Iterable[str] | None = None,
+    groups: Collection[str] | None = None,
     branches: bool = False,
     cost_model: CostModel | None = None,
 ) -> dict[str, Atoms]:
@@ -111,17 +111,8 @@ def allocate(
             limits of which each can be met, but not both.
         AlignmentError: widths between the multiples of `round_to` would fit.
     """
-    if isinstance(allocation, str) and allocation not in ALLOCATIONS:
-        raise ValueError(f'allocation "{allocation}" is none of {", ".join(ALLOCATIONS)}')
+    _check(graph, allocation, normalize, round_to, floor, groups)
     choose = ALLOCATIONS[allocation] if isinstance(allocation, str) else allocation
-    if normalize not in ("mean", "none"):
-        raise ValueError(f'normalize "{normalize}" is none of mean, none')
-    if round_to < 1:
-        raise ValueError(f"round_to = {round_to}: a width is a multiple of at least 1")
-    if not 0 <= floor <= 1:
-        raise ValueError(f"floor = {floor}: a share of the channels, 0 to 1")
-    if groups is not None and (unknown := sorted(set(groups) - set(graph.by_name))):
-        raise ValueError(f'no group is called "{unknown[0]}"; the network has {", ".join(graph.by_name) or "none"}')
     allowed = {group.name for group in graph.prunable()} if groups is None else set(groups)
     chosen = [g for g, group in enumerate(graph.groups) if group.name in allowed and group.name in scores]
     removable = graph.branches if branches and floor == 0 else {}
@@ -152,6 +143,27 @@ def allocate(
     narrowed = {graph.groups[g].name: int(widths[g]) for g in chosen if widths[g] < sizes[g]}
     along = {other for name, branch in gone.items() if not narrowed.get(name, 1) for other in branch.groups[1:]}
     return {name: top(scores[name], width) for name, width in narrowed.items() if name not in along}
+
+
+def _check(
+    graph: Graph,
+    allocation: str | Allocation,
+    normalize: str,
+    round_to: int,
+    floor: float,
+    groups: Collection[str] | None,
+) -> None:
+    """Refuse what `allocate` cannot work with."""
+    if isinstance(allocation, str) and allocation not in ALLOCATIONS:
+        raise ValueError(f'allocation "{allocation}" is none of {", ".join(ALLOCATIONS)}')
+    if normalize not in ("mean", "none"):
+        raise ValueError(f'normalize "{normalize}" is none of mean, none')
+    if round_to < 1:
+        raise ValueError(f"round_to = {round_to}: a width is a multiple of at least 1")
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor = {floor}: a share of the channels, 0 to 1")
+    if groups is not None and (unknown := sorted(set(groups) - set(graph.by_name))):
+        raise ValueError(f'no group is called "{unknown[0]}"; the network has {", ".join(graph.by_name) or "none"}')
 
 
 def _counts(limits: Mapping[str, float]) -> dict[str, float]:

@@ -223,7 +223,9 @@ def within(
     trials: list[Trial] = []
     while len(trials) < (TRIES if best else MOST_TRIES):
         try:
-            keep = choose(candidates.cost_model, aims) if trials else _first(choose, candidates.cost_model, limits)
+            keep = (
+                choose(candidates.cost_model, aims) if trials else _first(choose, candidates.cost_model, aims, limits)
+            )
         except BudgetError:
             if not trials:
                 raise
@@ -249,16 +251,17 @@ def within(
 
 
 def _first(
-    choose: Callable[[CostModel, Figures], dict[str, Atoms]], model: CostModel, limits: Mapping[str, float]
+    choose: Callable[[CostModel, Figures], dict[str, Atoms]],
+    model: CostModel,
+    aims: Figures,
+    limits: Mapping[str, float],
 ) -> dict[str, Atoms]:
     """Choose the first candidate: with room for errors, with less of it, and with none, where there is nothing smaller.
 
     Raises:
         BudgetError: none is foretold to be within the limits themselves.
     """
-    aims = {name: CARE[name].aim * limit for name, limit in limits.items()}
-    held = {name: CARE[name].holds * limit for name, limit in limits.items()}
-    for amounts in (aims, held):
+    for amounts in (aims, {name: CARE[name].holds * limit for name, limit in limits.items()}):
         with contextlib.suppress(BudgetError):
             return choose(model, amounts)
     return choose(model, dict(limits))
