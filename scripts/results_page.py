@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any
 
 import jinja2
@@ -25,8 +25,10 @@ TITLES = {
     "efficientnet_b0": "EfficientNet-B0",
     "gmlp_ti16_224": "gMLP",
     "mambaout_femto": "MambaOut",
+    "mobilenet_v2": "MobileNetV2",
     "mobilenetv2_100": "MobileNetV2",
     "regnety_008": "RegNetY-008",
+    "resnet20": "ResNet-20",
     "resnet50": "ResNet-50",
 }
 
@@ -61,12 +63,42 @@ def _setting(row: dict[str, Any]) -> str:
     return f"{row['data']}{note}; trained on {row['trained_on']}, measured on {row['cpu']}; {versions}."
 
 
+def training(options: dict[str, Any]) -> str:
+    """Say how the networks of `benchmarks/equal_latency.py` were trained."""
+    model = TITLES.get(options["model"], options["model"])
+    images = f", {int(options['images']):,} of its images" if options.get("images", "None") != "None" else ""
+    start = " from ImageNet's weights" if options["weights"] != "None" else ""
+    seeds = len(json.loads(options["seeds"]))
+    return (
+        f"{model} on {options['data']}{images}: {options['epochs']} epochs dense{start}, {options['recovery']} of recovery, "
+        f"lr {options['lr']}; " + (f"{seeds} seeds, mean ± standard deviation." if seeds > 1 else "one seed.")
+    )
+
+
+def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Average the rows of one share and name over the seeds; accuracies with their standard deviation, as text."""
+    arms: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        arms.setdefault((row["share"], row["name"]), []).append(row)
+    return [
+        {"share": share, "name": f"{name}{f', {len(alike)} of the seeds' * (len(alike) < len(arms[share, 'dense']))}"}
+        | {column: mean(row[column] for row in alike) for column in ("latency_ratio", "macs", "int8_bytes")}
+        | {column: _spread([row[column] for row in alike]) for column in ("int8_accuracy", "float_accuracy")}
+        for (share, name), alike in arms.items()
+    ]
+
+
+def _spread(shares: list[float]) -> str:
+    return percent(mean(shares), 2) + (f" ± {100 * stdev(shares):.2f}" if len(shares) > 1 else "")
+
+
 def page() -> str:
     """Return the page."""
     figures = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FIGURES.glob("*.json"))}
     systems = [found for found in figures.values() if isinstance(found, dict) and "system" in found]
     full = {system["system"] for system in systems if system["scale"] == "full"}
     not_run = {name: [arm.label for arm in system.arms] for name, system in SYSTEMS.items() if name not in full}
+    figures["equal_latency"] = [run for name, run in figures.items() if name.startswith("equal_latency")]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -76,10 +108,12 @@ def page() -> str:
         "aligned": aligned,
         "cells": cells,
         "format_bytes": format_bytes,
+        "over_seeds": over_seeds,
         "median": lambda values: median(list(values)),
         "percent": percent,
         "settings": settings,
         "title_of": lambda name: TITLES.get(name, name),
+        "training": training,
     }
     return environment.get_template("results.md.j2").render(
         **figures, systems=systems, not_run=not_run, columns=COLUMNS
