@@ -69,9 +69,10 @@ def training(options: dict[str, Any]) -> str:
     images = f", {int(options['images']):,} of its images" if options.get("images", "None") != "None" else ""
     start = " from ImageNet's weights" if options["weights"] != "None" else ""
     seeds = len(json.loads(options["seeds"]))
+    of = f"{seeds} seeds, mean ± standard deviation" if seeds > 1 else "one seed"
     return (
-        f"{model} on {options['data']}{images}: {options['epochs']} epochs dense{start}, {options['recovery']} of recovery, "
-        f"lr {options['lr']}; " + (f"{seeds} seeds, mean ± standard deviation." if seeds > 1 else "one seed.")
+        f"{model} on {options['data']}{images}: {options['epochs']} epochs dense{start}, "
+        f"{options['recovery']} of recovery, lr {options['lr']}; {of}."
     )
 
 
