@@ -174,7 +174,7 @@ def check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> None
             plain = replace(config, importance="random", keep_latency=None)
             prune(model, example, plain, limits=static)
         except BudgetError as error:
-            raise BudgetError(f"step.{first} (prune): {error}") from error
+            raise type(error)(f"step.{first} (prune): {error}") from error
 
 
 def _device(name: str) -> torch.device:

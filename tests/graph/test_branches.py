@@ -101,6 +101,95 @@ def test_it_trains_and_is_gone_from_the_file(tmp_path: Path) -> None:
     assert compare_float(small, path, torch.randn(8, 3, 32, 32)).passed
 
 
+class NormAct(nn.BatchNorm2d):
+    """A normalisation that goes on to an activation, as timm writes them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.SiLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+class Gate(nn.Module):
+    """Squeeze and excite."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+
+class Block(nn.Module):
+    """A residual block as others write them.
+
+    Args:
+        in_place: the sum is written into what the branch gave out.
+        norm: behind the last convolution.
+        gate: "inside" the branch, at its "end", or none.
+        scale: what the branch gives out is scaled by a parameter of the block's own.
+    """
+
+    def __init__(self, in_place: bool, norm: type[nn.Module], gate: str, scale: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.a, self.norm_a, self.b, self.norm_b = nn.Conv2d(8, 12, 3, 1, 1), norm(12), nn.Conv2d(12, 8, 1), norm(8)
+        self.inside = Gate(12) if gate == "inside" else nn.Identity()
+        self.end = Gate(8) if gate == "end" else nn.Identity()
+        self.scale = nn.Parameter(torch.full((1, 8, 1, 1), 0.5)) if scale else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.end(self.norm_b(self.b(self.inside(self.norm_a(self.a(x))))))
+        if self.scale is not None:
+            out = self.scale * out
+        if self.in_place:
+            out += x
+            return out
+        return out + x
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    ("norm", "gate", "scale"),
+    [
+        (nn.BatchNorm2d, "", False),
+        (nn.BatchNorm2d, "inside", True),
+        (NormAct, "inside", False),
+        (NormAct, "end", True),
+    ],
+)
+def test_blocks_as_others_write_them(
+    in_place: bool, norm: type[nn.Module], gate: str, scale: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), *(Block(in_place, norm, gate, scale) for _ in range(2)), nn.Conv2d(8, 5, 1))
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.dim() == 1:
+            tensor.data.uniform_(0.5, 1.5)
+    net, x = net.double().eval(), torch.randn(3, 3, 6, 6, dtype=torch.float64)
+    graph = trace(net, x)
+    assert {"1.a", "2.a"} <= set(graph.branches)
+    assert "0" not in graph.branches  # without it the network would not see its input
+    for keep in ({"1.a": [], "2.a": []}, {"1.a": [], "2.a": [0, 3]}, {name: [] for name in graph.branches}):
+        small = shrink(net, graph, keep)
+        with torch.no_grad():
+            expected, got = silence(net, graph, keep)(x), small(x)
+        assert (got - expected).abs().max() <= 1e-12 * expected.abs().max()
+        again = restore(net, json.loads(json.dumps(record(small, net))), dict(small.state_dict())).eval()
+        assert torch.equal(again(x), got)
+    small = shrink(net, graph, {"1.a": [], "2.a": []}).float()
+    path = export(small, x.float(), tmp_path / "small.onnx")
+    assert compare_float(small, path, x.float()).passed
+    import onnx
+
+    names = [node.op_type for node in onnx.load(path).graph.node]
+    assert gate == "end" or names.count("Conv") <= 3  # the stem, the head, and what adds the constants
+    small(x.float()).sum().backward()
+
+
 def test_a_branch_whose_shape_is_needed_stays() -> None:
     class Dense(nn.Module):
         def __init__(self) -> None:

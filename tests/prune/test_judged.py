@@ -1,5 +1,7 @@
 """Allocations that judge candidates: rates from knees, and random search."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,8 @@ def problem(graph: Graph, macs: float, round_to: int = 1) -> Problem:
     ranked = {g: Ranked(np.ones(group.size)) for g, group in enumerate(graph.groups)}
     least = np.minimum(graph.sizes, round_to)
     model = CostModel(graph)
-    return Problem(model, ranked, least, Budget(macs=macs).limits(model), round_to, {})
+    blocks = np.full(len(least), round_to)
+    return Problem(model, ranked, least, Budget(macs=macs).limits(model), blocks, {})
 
 
 # -- knees ----------------------------------------------------------------------------------------------------------
@@ -150,9 +153,7 @@ def test_every_candidate_is_allowed_and_just_within_the_budget(graph: Graph, mac
 
 def test_several_limits_hold_together_and_one_binds(graph: Graph) -> None:
     given = problem(graph, 0.5)
-    both = Problem(
-        given.model, given.groups, given.least, given.limits | {"params": 0.5 * given.model.params(graph.sizes)}, 1, {}
-    )
+    both = replace(given, limits=given.limits | {"params": 0.5 * given.model.params(graph.sizes)})
     candidates, _ = draw(both, Search(candidates=20), np.random.default_rng(0))
     used = np.array([given.model.quantity(name, candidates) / limit for name, limit in both.limits.items()])
     assert used.max() <= 1

@@ -24,11 +24,24 @@ SPACE = {2, 3}
 
 def absorb_constants_(graph: ir.Graph) -> None:
     """Take constants that are added channel by channel into the operators around them, in place."""
+    for add in list(graph):
+        _broadcast(add)
     while any(rule(graph, add) for add in list(graph) if _added(add) is not None for rule in RULES):
         pass
     for add in list(graph):
         if _added(add) is not None:
             _convolve(graph, add)
+
+
+def _broadcast(add: ir.Node) -> None:
+    """Let an addition read a constant as it is, where its other operand has the size it was expanded to."""
+    for place, other in ((0, 1), (1, 0)) if add.op_type == "Add" else ():
+        expand, whole = add.inputs[place], add.inputs[other]
+        node = None if expand is None else expand.producer()
+        same = whole is not None and whole.shape is not None and whole.shape == add.outputs[0].shape
+        if node is not None and node.op_type == "Expand" and _known(node.inputs[0]) is not None and same:
+            add.replace_input_with(place, node.inputs[0])
+            return
 
 
 # -- the rules: each takes an addition away or brings it nearer to its end, and says whether it did -------------------

@@ -4,20 +4,28 @@ What reads the last inner channels then sees nothing, and gives out its bias for
 normalisation behind it makes another constant of that. The branch's modules are replaced: where it ended stands the
 constant, everything before makes a number that nothing reads, and so is gone from an exported file. Depth is pruned so
 by the same means as width: a width may be zero.
+
+A forward that adds in place (``x += shortcut``) writes the sum into what the branch gave out: there the constant has
+the size that the branch's output had.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgewise.graph.groups import Graph, Group
+from edgewise.graph.rules import RULES, pointwise
+from edgewise.graph.trace import Op, carried_out, evaluating
 
 NORMALISATIONS = ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training")
 
@@ -28,19 +36,26 @@ class Nothing(nn.Module):
     replaced = "nothing"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a zero of the input's rank."""
-        return x.new_zeros((1,) * x.dim())
+        """Return a zero for each image, of the input's rank."""
+        return x.new_zeros((x.shape[0], *(1,) * (x.dim() - 1)))
 
 
 class Constant(nn.Module):
-    """Stands where a branch ended that is gone: what it adds to every image and place, whatever its input."""
+    """Stands where a branch ended that is gone: what it adds to every image and place, whatever its input.
+
+    Args:
+        value: ``[C]``, along dimension `dim` of the output.
+        dim: of the channels.
+        size: of an image's output, -1 for the channels; by default 1 wherever broadcasting will do.
+    """
 
     replaced = "constant"
 
-    def __init__(self, value: Tensor, dim: int) -> None:
+    def __init__(self, value: Tensor, dim: int, size: Sequence[int] | None = None) -> None:
         super().__init__()
         self.value = nn.Parameter(value)
         self.dim = dim
+        self.size = None if size is None else tuple(size)
 
     @property
     def channels(self) -> int:
@@ -48,10 +63,11 @@ class Constant(nn.Module):
         return len(self.value)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the constant ``[C]`` along dimension `dim` of a tensor of the input's rank."""
+        """Return the constant, of the input's rank."""
         shape = [1] * x.dim()
         shape[self.dim] = -1
-        return self.value.view(shape)
+        value = self.value.view(shape)
+        return value if self.size is None else value.expand(x.shape[0], *self.size).clone()
 
 
 @dataclass(frozen=True)
@@ -62,37 +78,49 @@ class Branch:
         groups: the group and those whose channels only it could read.
         gone: paths of the modules that make a number that nothing reads.
         ends: for each path where a constant will stand, the layer whose bias it comes from.
+        sizes: of the constants at those paths, where the forward writes into them.
     """
 
     groups: tuple[str, ...]
     gone: tuple[str, ...]
     ends: dict[str, str]
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def branches(graph: Graph) -> dict[str, Branch]:
     """Return the groups all of whose channels can go, by name, because a path runs beside them."""
+    tensors = (*graph.model.parameters(), *graph.model.buffers())
+    shapes = copy.deepcopy(graph.model, {id(t): torch.empty_like(t, device="meta") for t in tensors})
     found = {}
     for group in graph.groups:
         branch = _branch(graph, group)
-        if branch is not None and _runs(graph, branch):
+        if branch is None:
+            continue
+        if not (runs := _runs(graph, branch, shapes)):
+            with _OutOfPlace():
+                adds_in_place = _runs(graph, branch, shapes)
+            branch = dataclasses.replace(branch, sizes=_sizes(graph, branch))
+            runs = adds_in_place and _runs(graph, branch, shapes)
+        if runs:
             found[group.name] = branch
     return found
 
 
-def without(model: nn.Module, gone: Iterable[Branch], tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """Copy a network with the modules of some branches replaced.
-
-    Args:
-        tensors: what takes the place of its parameters and buffers, by their `id`; by default they are shared.
-    """
-    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())} | dict(tensors or {})
-    small = copy.deepcopy(model, memo)
-    for branch in gone:
-        for end, layer in branch.ends.items():
-            replace(small, end, _constant(model.get_submodule(layer), model.get_submodule(end)))
-        for path in branch.gone:
-            replace(small, path, Nothing())
+def without(model: nn.Module, gone: Iterable[Branch]) -> nn.Module:
+    """Copy a network with the modules of some branches replaced; the others' parameters and buffers are shared."""
+    small = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    for path, module in _replacements(model, gone).items():
+        replace(small, path, module)
     return small
+
+
+def _replacements(model: nn.Module, gone: Iterable[Branch]) -> dict[str, nn.Module]:
+    """Return what takes the place of modules, by path; where a branch lies in another one, nothing is left of it."""
+    modules: dict[str, nn.Module] = {}
+    for branch in (gone := list(gone)):
+        for end, layer in branch.ends.items():
+            modules[end] = _constant(model.get_submodule(layer), model.get_submodule(end), branch.sizes.get(end))
+    return modules | {path: Nothing() for branch in gone for path in branch.gone}
 
 
 def replace(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -102,18 +130,20 @@ def replace(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), name, module)
 
 
-def _constant(layer: nn.Module, end: nn.Module) -> Constant:
+def _constant(layer: nn.Module, end: nn.Module, size: tuple[int, ...] | None) -> Constant:
     """Return what a layer gives out whose inputs are all 0, through the normalisation behind it if there is one."""
-    with torch.no_grad():
-        weight: Any = layer.weight
-        bias: Any = layer.bias
+    weight: Any = layer.weight
+    bias: Any = layer.bias
+    with torch.no_grad(), evaluating(end):
         value: Tensor = weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
         if end is not layer:
-            norm: Any = end
-            scale = 1.0 if norm.weight is None else norm.weight
-            shift = 0.0 if norm.bias is None else norm.bias
-            value = (value - norm.running_mean) / torch.sqrt(norm.running_var + norm.eps) * scale + shift
-    return Constant(value, -1 if isinstance(layer, nn.Linear) else 1)
+            value = end(value.view(1, -1, *(1,) * (weight.dim() - 2))).reshape(-1)
+    return Constant(value, _channels(layer), size)
+
+
+def _channels(layer: nn.Module) -> int:
+    """Return the dimension of a plain layer's output channels."""
+    return -1 if isinstance(layer, nn.Linear) else 1
 
 
 def _branch(graph: Graph, group: Group) -> Branch | None:
@@ -136,8 +166,10 @@ def _branch(graph: Graph, group: Group) -> Branch | None:
             break
         emptied += more
         gone |= {path for g in more for path in _modules(g, reads=False)}
+    ends = {end: layer for end, layer in ends.items() if end not in gone}  # what leads back into the branch is no end
     gone |= {layer for end, layer in ends.items() if end != layer}
-    if not ends or gone & ends.keys() or not all(_whole(graph, g) for g in emptied):
+    alone = all(_inside(graph, path) for path in gone)
+    if not ends or not alone or not all(_whole(graph, g) for g in emptied):
         return None
     return Branch(tuple(g.name for g in emptied), tuple(sorted(gone)), ends)
 
@@ -154,26 +186,85 @@ def _whole(graph: Graph, group: Group) -> bool:
 
 
 def _end(graph: Graph, path: str) -> str:
-    """Return where the constant of a layer stands: at the normalisation that alone reads it, or at the layer."""
-    (made,) = next(op.writes for op in graph.ops if op.module == path and op.layer is not None)
+    """Return where the constant of a layer stands: at the normalisation that alone reads it, or at the layer.
+
+    The normalisation's module may go on to something elementwise, such as an activation.
+    """
+    made = _output(graph, path)
     readers = [op for op in graph.ops if made in op.reads]
-    norm = graph.modules.get(readers[0].module) if len(readers) == 1 and readers[0].name in NORMALISATIONS else None
-    known = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
-    return readers[0].module if known else path
+    if len(readers) != 1 or readers[0].name not in NORMALISATIONS:
+        return path
+    norm = graph.modules[readers[0].module]
+    plain = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
+    after = [op for op in _within(graph, readers[0].module) if op is not readers[0]]
+    weight: Any = graph.modules[path].weight
+    by_channel = len(graph.tracer.buffers[made].shape) == weight.dim()
+    return readers[0].module if plain and by_channel and all(_elementwise(op) for op in after) else path
 
 
-def _runs(graph: Graph, branch: Branch) -> bool:
+def _within(graph: Graph, path: str) -> list[Op]:
+    """Return the operators that ran in a module or below it."""
+    return [op for op in graph.ops if f"{op.module}.".startswith(f"{path}.")]
+
+
+def _elementwise(op: Op) -> bool:
+    """Say whether an operator maps the elements of one activation one by one, or reads none at all."""
+    return not op.reads or (len(op.reads) == 1 and RULES[op.name].follow is pointwise)
+
+
+def _inside(graph: Graph, path: str) -> bool:
+    """Say whether nothing runs below a module but what is elementwise: it may go without taking other things along."""
+    return all(op.module == path or _elementwise(op) for op in _within(graph, path))
+
+
+class _OutOfPlace(TorchFunctionMode):
+    """Lets ``x += y`` make a new tensor."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] + args[1] if func is Tensor.add_ and not kwargs else func(*args, **(kwargs or {}))
+
+
+class _Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Carries out every operator on meta tensors, also those that only run in training."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return carried_out(func, RULES.get(func._schema.name.removeprefix("aten::")), args, kwargs or {})
+
+
+def _sizes(graph: Graph, branch: Branch) -> dict[str, tuple[int, ...]]:
+    """Return the size of an image's output at each end, -1 for the channels."""
+    sizes = {}
+    for end, layer in branch.ends.items():
+        size = list(graph.tracer.buffers[_output(graph, layer)].shape)
+        size[_channels(graph.modules[layer])] = -1
+        sizes[end] = tuple(size[1:])
+    return sizes
+
+
+def _output(graph: Graph, path: str) -> int:
+    """Return the buffer that a layer that runs once writes."""
+    (made,) = next(op.writes for op in graph.ops if op.module == path and op.layer is not None)
+    return made
+
+
+def _runs(graph: Graph, branch: Branch, shapes: nn.Module) -> bool:
     """Say whether the network runs without a branch, on shapes alone, and still looks at its input.
 
     Two images are run: where no other path leads on, the constant makes one output of them. In training mode as well:
     batch normalisation refuses to normalise a constant.
+
+    Args:
+        shapes: the network on the meta device; left as it was.
     """
-    tensors = (*graph.model.parameters(), *graph.model.buffers())
-    small = without(graph.model, [branch], {id(t): torch.empty_like(t, device="meta") for t in tensors})
-    for end in branch.ends:
-        small.get_submodule(end).to("meta")
     x = torch.cat([torch.empty_like(graph.example)] * 2)
-    with suppress(Exception), torch.inference_mode(False), torch.no_grad():
-        shapes = {tuple(small.train(mode)(x).shape) for mode in (False, True)}
-        return shapes == {(2, *graph.tracer.output_shape[1:])}
+    before = {path: shapes.get_submodule(path) for path in (*branch.gone, *branch.ends)}
+    try:
+        for path, module in _replacements(graph.model, [branch]).items():
+            replace(shapes, path, module.to("meta"))
+        with suppress(Exception), torch.inference_mode(False), torch.no_grad(), _Shapes():  # type: ignore[no-untyped-call]
+            sizes = {tuple(shapes.train(mode)(x).shape) for mode in (False, True)}
+            return sizes == {(2, *graph.tracer.output_shape[1:])}
+    finally:
+        for path, module in before.items():
+            replace(shapes, path, module)
     return False  # whatever the forward raised: the branch's shape was needed

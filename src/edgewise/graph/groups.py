@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import gcd
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +64,14 @@ class Group:
     def exact(self) -> bool:
         """Whether the shrunk network equals the original with the removed channels silenced."""
         return not self.inexact
+
+    def block(self, round_to: int) -> int:
+        """Return of how many of its channels the group's width is a multiple where layers' widths are of `round_to`.
+
+        One of its channels is several of a grouped convolution's, the same offset of every group.
+        """
+        made = (m.index.shape[1] for m in self.members if m.kind == "parameter" and not m.reads)
+        return round_to // gcd(round_to, *made)
 
     def matrices(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """View every parameter the group owns as a matrix ``[C, K]``: C channels by K numbers each.

@@ -246,7 +246,7 @@ WIDTHS: dict[Any, tuple[str, ...]] = {
     nn.PReLU: ("num_parameters",),
     **dict.fromkeys(PADDINGS, ("padding",)),
     Nothing: ("replaced",),
-    Constant: ("replaced", "channels", "dim"),
+    Constant: ("replaced", "channels", "dim", "size"),
 }
 
 
@@ -308,8 +308,9 @@ def restore(original: nn.Module, attributes: Attributes, tensors: Mapping[str, T
     if replaced:
         original = copy.deepcopy(original)
         for path, values in replaced.items():
-            constant = values["replaced"] == Constant.replaced
-            module = Constant(torch.zeros(values["channels"]), values["dim"]) if constant else Nothing()
+            module: nn.Module = Nothing()
+            if values["replaced"] == Constant.replaced:
+                module = Constant(torch.zeros(values["channels"]), values["dim"], values.get("size"))
             replace(original, path, module)
     names = {name for name, _ in _stored(original)}
     if missing := sorted(names - set(tensors)):

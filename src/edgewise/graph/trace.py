@@ -371,12 +371,16 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         if rule is None:
             raise UnsupportedOp(f"operator {func} in module {self.where()} has no rule in the channel graph")
-        if rule.make is None or not args[0].is_floating_point():
-            out = func(*args, **kwargs)
-        else:
-            out = args[0] if name.endswith("_") else rule.make(*args, **kwargs)
+        out = carried_out(func, rule, args, kwargs)
         self.listen(Call(name, args, kwargs, out), rule)
         return out
+
+
+def carried_out(func: Any, rule: Rule | None, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Carry an operator out on meta tensors, as fast as its rule can."""
+    if rule is None or rule.make is None or not args[0].is_floating_point():
+        return func(*args, **kwargs)
+    return args[0] if func._schema.name.endswith("_") else rule.make(*args, **kwargs)
 
 
 def run(model: nn.Module, example: Tensor, rules: dict[str, Rule]) -> Tracer:

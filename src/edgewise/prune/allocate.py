@@ -93,8 +93,9 @@ def allocate(
         allocation: a name of `ALLOCATIONS`, or a function like theirs.
         normalize: "mean" divides scores by their group's mean before groups are compared, since layers differ in scale
             by orders of magnitude; "none" takes them as they are, for criteria in one unit (taylor, lamp).
-        round_to: widths are multiples of this, or the group's full width.
-        floor: the least share of its channels a group keeps, 0 to 1; never fewer than `round_to`, unless the
+        round_to: layers' widths are multiples of this, or the full ones. Where a channel of a group is several of a
+            grouped convolution's, the group's width may be of less.
+        floor: the least share of its channels a group keeps, 0 to 1; never fewer than that multiple, unless the
             channels lie beside others (what a padded shortcut adds to a stream), which can all go.
         groups: names of the groups that may shrink; by default `graph.prunable()`, those whose removal is exact and
             whose width the forward does not state.
@@ -126,7 +127,8 @@ def allocate(
     def problem(limits: Mapping[str, float], round_to: int = round_to) -> Problem:
         least = sizes.copy()
         least[chosen] = [_least(graph.groups[g], round_to, floor) for g in chosen]
-        return Problem(model, ranking, least, limits, round_to, gone)
+        blocks = np.array([group.block(round_to) for group in graph.groups], np.int64)
+        return Problem(model, ranking, least, limits, blocks, gone)
 
     widths = _solved(problem(limits), choose)
     if over := exceeded(model, widths, limits):
@@ -211,7 +213,7 @@ class Problem:
         groups: those that may shrink, by their index.
         least: ``[G]``, the least width of each group; its size where it may not shrink.
         limits: upper limits by quantity; the least widths hold them.
-        round_to: widths are multiples of this, or the group's full width.
+        blocks: ``[G]``, of what a group's width is a multiple, or else its full width.
         branches: those that may go whole, by the name of the group whose width is then 0.
     """
 
@@ -219,7 +221,7 @@ class Problem:
     groups: Mapping[int, Ranked]
     least: Widths
     limits: Mapping[str, float]
-    round_to: int
+    blocks: Widths
     branches: Mapping[str, Branch]
 
     @property
@@ -229,6 +231,11 @@ class Problem:
         for branch in self.branches.values():
             widths[[self.model.graph.places[name] for name in branch.groups]] = 0
         return widths
+
+    def aligned(self, wanted: Floats) -> Widths:
+        """Move wanted widths ``[..., groups]`` of those that may shrink to the nearest allowed ones."""
+        chosen = list(self.groups)
+        return align(wanted, self.model.graph.sizes[chosen], self.least[chosen], self.blocks[chosen])
 
 
 Allocation = Callable[[Problem], Widths]
@@ -244,8 +251,7 @@ def by_knob(family: Callable[[Sequence[Ranked], float], Floats]) -> Allocation:
         def widths_at(knob: float) -> Widths:
             widths = sizes.copy()
             if chosen:
-                wanted = family(list(problem.groups.values()), knob)
-                widths[chosen] = align(wanted, sizes[chosen], problem.least[chosen], problem.round_to)
+                widths[chosen] = problem.aligned(family(list(problem.groups.values()), knob))
             return widths
 
         widths = widths_at(_largest(lambda knob: not exceeded(model, widths_at(knob), problem.limits)))
@@ -294,20 +300,20 @@ def _held_back(graph: Graph, allowed: set[str], scores: Mapping[str, Tensor]) ->
     return f" ({named}{'; ...' if len(held) > 3 else ''})" if held else ""
 
 
-def align(widths: NDArray[np.float64], sizes: Widths, least: Widths, round_to: int) -> Widths:
-    """Move widths ``[G]`` to the nearest multiple of `round_to`, within their floors and sizes.
+def align(widths: NDArray[np.float64], sizes: Widths, least: Widths, blocks: Widths) -> Widths:
+    """Move widths ``[G]`` to the nearest multiples of their blocks, within their floors and sizes.
 
-    >>> align(np.array([3.9, 21.0]), np.array([16, 20]), np.array([8, 8]), 8)
+    >>> align(np.array([3.9, 21.0]), np.array([16, 20]), np.array([8, 8]), np.array([8, 8]))
     array([ 8, 20])
     """
-    nearest = np.floor(widths / round_to + 0.5).astype(np.int64) * round_to
-    return np.clip(nearest, least, sizes)
+    nearest: Widths = np.floor(widths / blocks + 0.5).astype(np.int64) * blocks
+    return nearest.clip(least, sizes)
 
 
 def allowed_width(group: Group, width: float, round_to: int, floor: float) -> int:
     """Return the width a group may have that is nearest to another."""
     sizes, least = np.array([group.size]), np.array([_least(group, round_to, floor)])
-    return int(align(np.array([width]), sizes, least, round_to)[0])
+    return int(align(np.array([width]), sizes, least, np.array([group.block(round_to)]))[0])
 
 
 def top(scores: Tensor, count: int) -> Atoms:
@@ -336,19 +342,20 @@ def _relative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _choice(problem: Problem, index: int) -> Choice:
-    """Return the widths a group may have: multiples of `round_to` from its least one on, its whole size, or none."""
+    """Return the widths a group may have: multiples of its block from its least one on, its whole size, or none."""
     graph, scores = problem.model.graph, problem.groups[index].scores
     size, branch = len(scores), problem.branches.get(graph.groups[index].name)
     also = tuple(graph.places[name] for name in branch.groups if graph.places[name] != index) if branch else ()
-    levels = np.array(sorted({*range(problem.least[index], size, problem.round_to), size, *([0] if branch else [])}))
+    multiples = range(problem.least[index], size, problem.blocks[index])
+    levels = np.array(sorted({*multiples, size, *([0] if branch else [])}))
     value = np.concatenate([[0.0], np.cumsum(scores)])[levels]
     return Choice(index, levels.astype(np.int64), value, also)
 
 
 def _least(group: Group, round_to: int, floor: float) -> int:
     """Return the least width a group may have: its floor, rounded up to a multiple; none where others lie beside."""
-    wanted = max(0 if group.beside_others else 1, int(np.ceil(floor * group.size)))
-    return min(group.size, -(-wanted // round_to) * round_to)
+    wanted, block = max(0 if group.beside_others else 1, int(np.ceil(floor * group.size))), group.block(round_to)
+    return min(group.size, -(-wanted // block) * block)
 
 
 def _largest(fits: Callable[[float], bool]) -> float:
@@ -367,15 +374,15 @@ def _give_back(problem: Problem, widths: Widths) -> Widths:
 
     The most important block comes first; of equal ones, that of the group that lost the largest share.
     """
-    sizes, ranked, round_to = problem.model.graph.sizes, problem.groups, problem.round_to
+    sizes, ranked, blocks = problem.model.graph.sizes, problem.groups, problem.blocks
     open_groups = {g for g in ranked if widths[g] < sizes[g]}
     while open_groups:
         best = max(
             open_groups,
-            key=lambda g: (ranked[g].scores[widths[g] : widths[g] + round_to].mean(), -widths[g] / sizes[g], -g),
+            key=lambda g: (ranked[g].scores[widths[g] : widths[g] + blocks[g]].mean(), -widths[g] / sizes[g], -g),
         )
         wider = widths.copy()
-        wider[best] = min(sizes[best], (widths[best] // round_to + 1) * round_to)
+        wider[best] = min(sizes[best], (widths[best] // blocks[best] + 1) * blocks[best])
         if exceeded(problem.model, wider, problem.limits):
             open_groups.discard(best)
             continue

@@ -284,5 +284,6 @@ def _not_reached(limits: Mapping[str, float], trials: Sequence[Trial]) -> str:
 
 def _uniform(groups: Sequence[Group], share: float) -> dict[str, Atoms]:
     """Keep the first channels of each group, a share that is a multiple of 8."""
-    widths = {g.name: max(ROUND_TO, round(share * g.size / ROUND_TO) * ROUND_TO) for g in groups}
+    blocks = {g.name: g.block(ROUND_TO) for g in groups}
+    widths = {g.name: max(block := blocks[g.name], round(share * g.size / block) * block) for g in groups}
     return {g.name: np.arange(widths[g.name]) for g in groups if widths[g.name] < g.size}

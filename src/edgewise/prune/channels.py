@@ -40,11 +40,13 @@ class Channels:
         tensors: a parameter for each of its dimensions that makes channels.
         group_of: ``[C]``, the index of each channel's group.
         sizes: ``[G]``, how many channels each group has.
+        groups: they.
         count: ``[C]``, how many numbers make each channel, in the parameters' type and on their device.
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
         parameters = dict(model.named_parameters())
+        self.groups = groups
         self.sizes = np.array([group.size for group in groups], np.int64)
         self.group_of = np.repeat(np.arange(len(groups)), self.sizes)
         channels = len(self.group_of)
@@ -66,6 +68,10 @@ class Channels:
 
     def __len__(self) -> int:
         return len(self.group_of)
+
+    def blocks(self, round_to: int) -> Atoms:
+        """Return of how many channels each group's width is a multiple ``[G]``, where layers' are of `round_to`."""
+        return np.array([group.block(round_to) for group in self.groups], np.int64)
 
     def none(self) -> Tensor:
         """Return a mask ``[C]`` of no channel."""
@@ -225,11 +231,11 @@ def target(channels: Channels, sparsity: float, round_to: int = 1) -> int:
         RecipeError: so many cannot go while each group keeps `round_to` channels.
     """
     wanted = int(len(channels) * sparsity)
-    most = int((channels.sizes - np.minimum(channels.sizes, round_to)).sum())
+    most = int((channels.sizes - np.minimum(channels.sizes, channels.blocks(round_to))).sum())
     if wanted > most:
         raise RecipeError(
             f"sparsity = {sparsity}: {wanted} of {len(channels)} channels; at most {most} can go, since each of the "
-            f"{len(channels.sizes)} groups keeps {round_to}"
+            f"{len(channels.sizes)} groups keeps a multiple of {round_to}"
         )
     return wanted
 
@@ -256,9 +262,10 @@ def lowest(scores: Tensor, channels: Channels, gone: Tensor, count: int, round_t
     order = order[: len(order) - taken.sum()]
     left = channels.sizes - np.bincount(group_of[taken], minlength=len(channels.sizes))
     rank = _rank(group_of[order])
-    order = order[rank < (left - np.minimum(left, round_to))[group_of[order]]][:count]
+    blocks = channels.blocks(round_to)
+    order = order[rank < (left - np.minimum(left, blocks))[group_of[order]]][:count]
     picked = np.bincount(group_of[order], minlength=len(left))
-    kept = np.minimum(-(-(left - picked) // round_to) * round_to, left)
+    kept = np.minimum(-(-(left - picked) // blocks) * blocks, left)
     order = order[_rank(group_of[order]) < (left - kept)[group_of[order]]]
     mask = np.zeros(len(group_of), bool)
     mask[order] = True

@@ -154,7 +154,7 @@ class ByContribution:
         if not exceeded(problem.model, sizes, problem.limits) or not len(groups):
             return sizes
         kept = np.maximum(settings.min_channels, np.ceil((1 - settings.r_max) * sizes))
-        aligned = -(-kept // problem.round_to) * problem.round_to
+        aligned = -(-kept // problem.blocks) * problem.blocks
         floors = np.maximum(problem.least, np.minimum(sizes, aligned).astype(np.int64))
         least = np.where(problem.least > 0, floors, 0)  # what a padded shortcut adds lies beside others, and may go
         return RULES[settings.rule](problem, settings, groups, least)
@@ -175,7 +175,7 @@ def _bisection(problem: Problem, settings: Complexity, groups: Widths, least: Wi
 
     def aligned(factor: float) -> Widths:
         exact = wanted(factor)
-        nearest = np.floor(exact / problem.round_to + 0.5).astype(np.int64) * problem.round_to
+        nearest = np.floor(exact / problem.blocks + 0.5).astype(np.int64) * problem.blocks
         return np.where(exact < sizes, np.clip(nearest, least, sizes), sizes)
 
     low, high = 0.0, settings.r_max / relative[relative > 0].min()  # at the highest every group has lost r_max
@@ -196,7 +196,8 @@ def _greedy(problem: Problem, settings: Complexity, groups: Widths, least: Width
         if not narrower:
             return widths
         heaviest = max(narrower, key=lambda g: (share[g], -g))
-        left = int((1 - settings.fraction) * widths[heaviest]) // problem.round_to * problem.round_to
+        block = problem.blocks[heaviest]
+        left = int((1 - settings.fraction) * widths[heaviest]) // block * block
         widths = widths.copy()
         widths[heaviest] = max(least[heaviest], left)
     return _given_back(problem, widths, np.argsort(widths / sizes, kind="stable"))
@@ -204,12 +205,12 @@ def _greedy(problem: Problem, settings: Complexity, groups: Widths, least: Width
 
 def _given_back(problem: Problem, widths: Widths, order: Widths) -> Widths:
     """Widen groups by one block each, in this order and again, as long as the limits hold."""
-    sizes, block = problem.model.graph.sizes, problem.round_to
+    sizes, blocks = problem.model.graph.sizes, problem.blocks
     while True:
         before = widths
         for group in order:
             wider = widths.copy()
-            wider[group] = min(sizes[group], (widths[group] // block + 1) * block)
+            wider[group] = min(sizes[group], (widths[group] // blocks[group] + 1) * blocks[group])
             widths = widths if exceeded(problem.model, wider, problem.limits) else wider
         if (widths == before).all():
             return widths

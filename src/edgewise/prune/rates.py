@@ -15,7 +15,7 @@ from torch import Tensor
 from edgewise.graph.groups import Graph
 from edgewise.graph.rigid import rigid_groups
 from edgewise.progress import Progress
-from edgewise.prune.allocate import Allocation, Problem, Ranked, Widths, align, allowed_width, by_knob, top
+from edgewise.prune.allocate import Allocation, Problem, Ranked, Widths, allowed_width, by_knob, top
 from edgewise.prune.judge import Judge
 from edgewise.prune.knee import Floats, Knee, knee_rate
 from edgewise.prune.sensitivity import removed, scan, without
@@ -92,7 +92,7 @@ def at_rates(rates: Mapping[str, float]) -> Allocation:
         chosen, widths = list(problem.groups), problem.model.graph.sizes
         names = [problem.model.graph.groups[g].name for g in chosen]
         left = [size - removed(rates.get(name, 0.0), size) for name, size in zip(names, widths[chosen], strict=True)]
-        widths[chosen] = align(np.array(left, np.float64), widths[chosen], problem.least[chosen], problem.round_to)
+        widths[chosen] = problem.aligned(np.array(left, np.float64))
         return widths
 
     return allocation

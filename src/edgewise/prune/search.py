@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgewise.errors import BudgetError
 from edgewise.progress import Progress
-from edgewise.prune.allocate import Problem, Widths, align
+from edgewise.prune.allocate import Problem, Widths
 from edgewise.prune.judge import Arithmetic
 from edgewise.prune.memory import kept_memory
 
@@ -89,7 +89,7 @@ def draw(problem: Problem, config: Search, generator: np.random.Generator) -> tu
         rates = generator.uniform(config.least, config.most, (min(BLOCK, config.draws - drawn), len(chosen)))
         drawn += len(rates)
         widths = np.tile(sizes, (len(rates), 1))
-        widths[:, chosen] = align((1 - rates) * sizes[chosen], sizes[chosen], problem.least[chosen], problem.round_to)
+        widths[:, chosen] = problem.aligned((1 - rates) * sizes[chosen])
         used = {name: problem.model.quantity(name, widths) / limit for name, limit in problem.limits.items()}
         for name, shares in used.items():
             lowest[name], highest[name] = min(lowest[name], shares.min()), max(highest[name], shares.max())
