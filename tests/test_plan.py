@@ -33,6 +33,9 @@ def decided(budget: Limits, lost: float = 0.002, whole: dict[str, float] | None 
         (Limits(latency="0.4 ms"), "int8", True, "1.27 times what it may take, so it is pruned"),
         (Limits(size="90 %", macs="50 %"), "int8", True, "2.00 times what"),  # int8 costs as many MACs
         (Limits(memory="10%", latency="3 ms"), "int8", True, "3.00 times what"),
+        (Limits(macs="50 %", latency="80 %"), "int8", True, "2.00 times what"),  # as far over, but then nearer
+        (Limits(macs="50 %"), "float32", True, "int8 is no nearer to the budget; 2.00 times what"),
+        (Limits(params="50 %", drop=0.5), "float32", True, "int8 is no nearer to the budget; 2.00 times what"),
     ],
 )
 def test_the_network_that_needs_the_least_pruning_is_taken(
@@ -54,7 +57,10 @@ def test_int8_is_out_of_question_where_it_is_slower_or_loses_too_much() -> None:
     assert "int8 alone loses 2.00 points on held-out training images, 1 may go" in worse.notes[-1]
     assert decided(Limits(latency="60%", drop=2.5), lost=0.02).precision == "int8"
     assert decided(Limits(latency="60%", drop=2.0), lost=0.92 - 0.90).precision == "int8"  # 2.0000000000000018
-    assert decided(Limits(size="10%"), lost=0.02).precision == "int8"  # 10 times over in float, 3 in int8
+    far = decided(Limits(size="10%"), lost=0.02)  # nothing was said of accuracy
+    assert far.precision == "int8"
+    assert "loses 2.00 points on held-out training images, while float would have to be cut 10." in far.notes[-1]
+    assert decided(Limits(size="10%", drop=1.0), lost=0.02).precision == "float32"
 
 
 def test_the_recipe_says_only_what_is_left_to_do() -> None:

@@ -1,7 +1,8 @@
 """A recipe from a budget: measure what the dense network costs, in float and in int8, and write what is left to do.
 
 The float network is taken as it is where it is within the budget; the int8 one where that is, or whichever of the two
-needs less pruning. int8 is out of question where quantising alone loses more than may be lost.
+needs less pruning. int8 is out of question where quantising alone loses more than `--max-drop`; where nothing was said
+of accuracy, more than a point counts only as long as float does not need far more pruning.
 """
 
 from __future__ import annotations
@@ -351,7 +352,8 @@ def decide(dense: Mapping[str, Dense], budget: Limits) -> Decision:
         budget: shares in it are of the float network.
     """
     floating, whole = dense["float32"], dense["int8"]
-    over = {precision: _over(one.figures, floating.figures, budget) for precision, one in dense.items()}
+    excess = {precision: _excess(one.figures, floating.figures, budget) for precision, one in dense.items()}
+    over = {precision: each[0] for precision, each in excess.items()}
     lost_pt = round((floating.accuracy - whole.accuracy) * 100, 9)  # a float's last bit decides nothing
     may_lose_pt = MAY_LOSE_PT if budget.drop is None else budget.drop
     notes = [f"dense {precision}: {_told(one, budget)}" for precision, one in dense.items()]
@@ -363,13 +365,16 @@ def decide(dense: Mapping[str, Dense], budget: Limits) -> Decision:
 
     if over["float32"] <= 1:
         return decision("float32", "the dense float network is within the budget")
-    if over["int8"] > over["float32"]:
+    if excess["int8"] > excess["float32"]:
         return decision("float32", "nearer to the budget than int8")
-    if lost_pt > may_lose_pt and over["float32"] <= FAR * max(1.0, over["int8"]):
-        return decision(
-            "float32", f"int8 alone loses {lost_pt:.2f} points on held-out training images, {may_lose_pt:g} may go"
-        )
-    return decision("int8", f"nearer to the budget, and loses {lost_pt:.2f} points on held-out training images")
+    if excess["int8"] == excess["float32"]:
+        return decision("float32", "int8 is no nearer to the budget")
+    far = budget.drop is None and over["float32"] > FAR * over["int8"]
+    lost = f"loses {lost_pt:.2f} points on held-out training images"
+    if lost_pt > may_lose_pt and not far:
+        return decision("float32", f"int8 alone {lost}, {may_lose_pt:g} may go")
+    instead = f", while float would have to be cut {over['float32']:.2f} times" if lost_pt > may_lose_pt else ""
+    return decision("int8", f"nearer to the budget, and {lost}{instead}")
 
 
 def plan(wish: Wish, decision: Decision, share: float = 1.0) -> Recipe:
@@ -406,12 +411,15 @@ def train_dense(
     compress(recipe, place, resume=(place / RECIPE).exists(), images=images, progress=progress, log=log)
 
 
-def _over(figures: Mapping[str, float], reference: Mapping[str, float], budget: Limits) -> float:
-    """Return the worst figure as a multiple of its limit, a latency's less the room that the next measurement needs."""
+def _excess(figures: Mapping[str, float], reference: Mapping[str, float], budget: Limits) -> list[float]:
+    """Return what each figure is of its limit, the worst first, and 1 for those that are within.
+
+    Of a latency's limit less is taken: the room that the next measurement needs.
+    """
     limits = budget.by_column()
     holds = {name: CARE[name].holds if name in CARE else 1.0 for name in limits}
-    return max(
-        (figures[name] / (holds[name] * limit.amount(reference[name])) for name, limit in limits.items()), default=0.0
+    return sorted(
+        (max(1.0, figures[n] / (holds[n] * limit.amount(reference[n]))) for n, limit in limits.items()), reverse=True
     )
 
 
