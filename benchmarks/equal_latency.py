@@ -100,7 +100,7 @@ class Chain:
     def theirs(self, round_to: int, share: float) -> nn.Module | None:
         """Prune with Torch-Pruning, by steps, until the int8 latency is within a share; None where it never is.
 
-        Where its least latency lies is kept in a file of the work folder.
+        Where its last step ends is kept in a file of the work folder.
         """
         last = 1.0
         for model in self.steps(round_to):

@@ -1,6 +1,7 @@
 """From a budget to a recipe: what is decided, and whole runs whose artifacts are within it."""
 
 import json
+import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -105,10 +106,13 @@ def test_bytes_are_met_and_the_dense_network_is_trained_once(folder: Path) -> No
 
     with pytest.raises(RunFolderError, match="exists already"):
         compress_within(small, out)
-    with pytest.raises(RunFolderError, match=r"budget.size was '9 KB' and is '8 KB'"):
+    with pytest.raises(RunFolderError, match=r"another budget: size was '9 KB' and is '8 KB'"):
         compress_within(replace(small, budget=Limits(size="8 KB", drop=60.0)), out, resume=True)
     assert compress_within(small, out, resume=True).before
     assert (folder / "bytes-dense" / "manifest.json").read_bytes() == trained
+    shutil.rmtree(out)
+    with pytest.raises(RunFolderError, match=r"bytes-dense: .* images was 400 and is 300; take another --out"):
+        compress_within(replace(small, images=300), out)
 
 
 def test_where_the_dense_network_fits_nothing_is_changed(folder: Path) -> None:

@@ -199,6 +199,10 @@ def test_an_arm_that_fails_does_not_keep_the_others_from_running(
     assert "NaN or infinit" in found.record["refused"]["tiny wild"]
     assert [row["label"] for row in found.record["rows"]] == ["tiny dense"]
     assert read_json(tmp_path / "out" / "tiny-small.json") == found.record
+    (tmp_path / "out" / "tiny-wild").rename(tmp_path / "wild")
+    again = reproduce("tiny", tmp_path / "out", small=True, resume=True)  # in the next piece it is not tried again
+    assert again.record["refused"] == found.record["refused"]
+    assert not (tmp_path / "out" / "tiny-wild").exists()
 
 
 def test_a_watch_stops_only_after_something_was_done() -> None:

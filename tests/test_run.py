@@ -21,7 +21,7 @@ from edgewise.budget import Limits, verdict
 from edgewise.check import check
 from edgewise.context import Context, read_result
 from edgewise.data import Dataset, Split
-from edgewise.errors import RunFolderError, TrainingDiverged, UserError
+from edgewise.errors import AlignmentError, BudgetError, RunFolderError, TrainingDiverged, UserError
 from edgewise.export.network import Builder
 from edgewise.files import locked, read_json, sha256, write_json
 from edgewise.folder import choose, held
@@ -30,7 +30,7 @@ from edgewise.prune_step import removal_checks
 from edgewise.quantize import activation_cost
 from edgewise.recipe import read
 from edgewise.results import _compressed, _measurements, files, sealed
-from edgewise.run import compress
+from edgewise.run import compress, prepare
 from edgewise.train import evaluate
 
 STEPS = ["01-train", "02-prune", "03-train", "04-quantize", "05-export", "06-measure"]
@@ -350,6 +350,46 @@ def test_what_must_fail_later_is_refused_before_training(
     with pytest.raises(UserError, match=message):
         compress(read(recipe, [change]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "code", "message"),
+    [
+        (["keep_macs=0.2", "round_to=32"], AlignmentError, 3, "widths between those multiples could meet it"),
+        (
+            ["keep_macs=0.2", "whole=['0', '3.a']"],
+            BudgetError,
+            2,
+            "none of its 2 groups can shrink so",
+        ),
+        (["keep_macs=0.6", "importance=bn_scale"], BudgetError, 2, "it has no scores"),
+    ],
+)
+def test_before_the_training_a_prune_step_is_tried_as_it_will_be(
+    recipe: Path, changes: list[str], error: type[UserError], code: int, message: str
+) -> None:
+    without_norms = ["model=convnext_atto"] if "importance=bn_scale" in changes else []
+    changed = read(recipe, [*without_norms, *(f"step.1.{change}" for change in changes)])
+    with pytest.raises(error, match=message) as found:
+        prepare(changed)
+    assert type(found.value) is error
+    assert found.value.exit_code == code
+
+
+def test_a_budgets_shares_are_of_the_dense_network_in_every_step_that_prunes(recipe: Path, tmp_path: Path) -> None:
+    prune = "{kind='prune', keep_macs=0.7, recalibrate=0, round_to=1}"
+    within = "{kind='prune', budget=true, recalibrate=0, round_to=1}"
+    steps = f"step=[{{kind='train', epochs=1, batch=64, lr=0.01}}, {prune}, {within}, {{kind='export'}}]"
+    changes = [steps, "budget={macs='50%', params='60%'}"]
+    out = tmp_path / "run"
+    finished = compress(read(recipe, changes), out)
+    dense, compressed = finished.results["rows"][0], finished.results["compressed"]
+    used = max(compressed["macs"] / dense["macs"] / 0.5, compressed["params"] / dense["params"] / 0.6)
+    assert finished.budget_met
+    assert used > 0.96
+    (out / "manifest.json").unlink()
+    with pytest.raises(RunFolderError, match=r"budget\.macs was '50%' and is '40%'"):  # it was pruned for the other
+        compress(read(recipe, [*changes, "budget.macs=40%"]), out, resume=True)
 
 
 def test_a_measurement_counts_only_for_the_artifact_it_was_made_of(finished: Path) -> None:

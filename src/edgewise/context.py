@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,18 @@ class Context:
         """What the network learns; a training step adds its augmentation and smoothing."""
         return Classification(self.data.mean, self.data.std, len(self.data.classes))
 
-    def limits(self, share: float) -> dict[str, Limit]:
-        """Return what the recipe's budget says of an artifact, by column; a share of what only measuring shows."""
+    def limits(self, share: float, dense: Mapping[str, float]) -> dict[str, Limit]:
+        """Return what the recipe's budget says of an artifact, by column.
+
+        Args:
+            share: how much of the limits on what only measuring shows may be used.
+            dense: the dense network's row; of what measuring does not show, shares become amounts.
+        """
         limits = self.recipe.budget.by_column() if self.recipe.budget else {}
-        tighter = {name: Limit(share * limit.value, limit.of_dense) for name, limit in limits.items() if name in CARE}
-        return limits | tighter
+        return {
+            name: Limit(share * limit.value, limit.of_dense) if name in CARE else Limit(limit.amount(dense[name]))
+            for name, limit in limits.items()
+        }
 
     def inputs(self, split: Split) -> Tensor:
         """Return the images of a split as the network sees them, float32 ``[N, C, H, W]``."""

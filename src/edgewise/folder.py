@@ -14,6 +14,7 @@ from typing import Any
 from edgewise.errors import RunFolderError
 from edgewise.files import is_partial, locked, partial_folder, write_bytes
 from edgewise.layout import DENSE, EVENTS, MANIFEST, RECIPE, step_folder
+from edgewise.prune.config import Prune
 from edgewise.recipe import Recipe, absolute, read, to_toml
 
 MISSING = "nothing"
@@ -100,7 +101,8 @@ def _check_same(folder: Path, begun: Recipe, recipe: Recipe) -> None:
     """Refuse a recipe that differs from the one a run was begun with in what was done already."""
     steps = _begun(folder, begun)
     old, new = _settings(begun, steps), _settings(recipe, steps)
-    if not (folder / MANIFEST).exists():  # the budget is held against the result, and only then
+    used = any(isinstance(step, Prune) and step.budget for step in begun.step[:steps])
+    if not used and not (folder / MANIFEST).exists():  # else the budget is held against the result, and only then
         old, new = ({k: v for k, v in each.items() if not k.startswith("budget")} for each in (old, new))
     for key in old | new:
         was, wanted = old.get(key, MISSING), new.get(key, MISSING)

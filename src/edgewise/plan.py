@@ -184,6 +184,8 @@ def compress_within(
     dense_place = (out or Path("runs") / wish.name).with_name(f"{(out or Path(wish.name)).name}-dense")
     trained = dataclasses.replace(wish, weights=wish.weights or str(dense_place / TENSORS), pretrained=None)
     tentative = plan(trained, Decision("int8", True, ()))
+    if wish.weights is None and (dense_place / RECIPE).exists():
+        check_dense(wish, dense_place)
     try:
         folder = choose(tentative, out, resume, same=False)
     except RunFolderError:
@@ -195,7 +197,9 @@ def compress_within(
         choose(tentative, place, resume and (place / RECIPE).exists(), same=False)
     images: Dataset | None = None
     if resume:
-        decision = decided(read(folder / RECIPE))
+        begun = read(folder / RECIPE)
+        check_budget(folder, begun.budget, wish.budget)
+        decision = decided(begun)
     else:
         context, model = prepare(wish.recipe([{"kind": "export"}, wish.measure_step]), progress)
         images = context.data
@@ -397,6 +401,33 @@ def plan(wish: Wish, decision: Decision, share: float = 1.0) -> Recipe:
     return wish.recipe([*steps, {"kind": "export"}, wish.measure_step], notes=decision.notes)
 
 
+def check_budget(folder: Path, begun: Limits | None, wanted: Limits) -> None:
+    """Refuse to go on for another budget than the one that a run's precision and widths were chosen for."""
+    for field in dataclasses.fields(Limits):
+        was, limit = getattr(begun, field.name, None), getattr(wanted, field.name)
+        if was != limit:
+            raise RunFolderError(
+                f"{folder}: was begun for another budget: {field.name} was {was!r} and is {limit!r}; resume with that, "
+                "or take another --out"
+            )
+
+
+def dense_recipe(wish: Wish) -> Recipe:
+    """Return what trains the dense network, in a run of its own."""
+    train = {"kind": "train", "epochs": wish.dense_epochs, "precision": wish.precision}
+    gentle = {"lr": FINE_TUNING_LR} if wish.pretrained else {}
+    return wish.recipe([{**train, **gentle}, {"kind": "export"}], dense=True)
+
+
+def check_dense(wish: Wish, place: Path) -> None:
+    """Refuse a dense network that was trained for another wish before anything is measured for this one."""
+    try:
+        choose(dense_recipe(wish), place, True)
+    except RunFolderError as error:
+        other = str(error).partition(";")[0]
+        raise RunFolderError(f"{other}; take another --out, for which one is trained anew, or --weights") from error
+
+
 def train_dense(
     wish: Wish,
     place: Path,
@@ -405,10 +436,8 @@ def train_dense(
     log: Callable[[dict[str, Any]], None] | None,
 ) -> None:
     """Train the dense network in a run of its own, unless it is there."""
-    train = {"kind": "train", "epochs": wish.dense_epochs, "precision": wish.precision}
-    gentle = {"lr": FINE_TUNING_LR} if wish.pretrained else {}
-    recipe = wish.recipe([{**train, **gentle}, {"kind": "export"}], dense=True)
-    compress(recipe, place, resume=(place / RECIPE).exists(), images=images, progress=progress, log=log)
+    going_on = (place / RECIPE).exists()
+    compress(dense_recipe(wish), place, resume=going_on, images=images, progress=progress, log=log)
 
 
 def _excess(figures: Mapping[str, float], reference: Mapping[str, float], budget: Limits) -> list[float]:

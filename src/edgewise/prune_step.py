@@ -8,7 +8,7 @@ from statistics import median
 
 from torch import Tensor, nn
 
-from edgewise.context import Context, Place, Result, dicts, row
+from edgewise.context import Context, Place, Result, dicts, read_result, row
 from edgewise.export import network
 from edgewise.export.verify import Check, compare_networks, require
 from edgewise.graph import Graph, shrink, silence
@@ -40,7 +40,7 @@ def prune_step(context: Context, place: Place, config: Prune) -> Result:
         config,
         gradients=batches,
         judge=_judge(context, model, config, seed) if config.judged else None,
-        limits=context.limits(config.budget_share) if config.budget else {},
+        limits=context.limits(config.budget_share, read_result(place.dense)["row"]) if config.budget else {},
         reference=place.dense / ARTIFACT,
         seed=seed,
         progress=context.progress,

@@ -97,17 +97,21 @@ def reproduce(
         raise RunFolderError(f"{out}: exists already; take --resume to go on with it, or another --out")
     plans = {arm.label: plan(arm, out, data) for arm in arms}  # all of them, before hours are spent on the first
     watch = Watch(minutes, progress)
-    refused: dict[str, str] = {}
+    record = out / f"{title}.json"
+    earlier = read_json(record)["refused"] if resume and record.exists() else {}
+    refused: dict[str, str] = {arm.label: earlier[arm.label] for arm in arms if arm.label in earlier}
     left = ""
     out.mkdir(parents=True, exist_ok=True)
 
     def kept() -> dict[str, Any]:
         """Write what there is so far."""
-        record = gathered(name, system, arms, out, "small" if small else "full", refused)
-        write_json(out / f"{title}.json", record)
-        return record
+        found = gathered(name, system, arms, out, "small" if small else "full", refused)
+        write_json(record, found)
+        return found
 
     for arm in arms:
+        if arm.label in refused:  # it would be again
+            continue
         folder = place(out, arm.label)
         try:
             watch.begin(arm.label, _finished(out, arm))

@@ -170,8 +170,9 @@ def check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> None
             return  # what can be reached is found by measuring
         if config.judged:  # whose widths come from accuracies, at best as few as any
             config = replace(config, allocate="uniform", knee=None, search=None)
-        try:  # whether widths fit depends on the network's shape alone, so any scores will do
-            plain = replace(config, importance="random", keep_latency=None)
+        try:  # whether widths fit depends on the network's shape alone, so any weights will do
+            importance = "l2" if config.needs_gradients else config.importance  # which look at the same tensors
+            plain = replace(config, importance=importance, keep_latency=None)
             prune(model, example, plain, limits=static)
         except BudgetError as error:
             raise type(error)(f"step.{first} (prune): {error}") from error

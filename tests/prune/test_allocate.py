@@ -1,5 +1,7 @@
 """Widths under a budget: exact, aligned, from below."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -157,6 +159,39 @@ def test_two_limits_that_cannot_both_hold_are_named(resnet: nn.Module) -> None:
         BudgetError, match=r"macs of at most \d+ and latency_s of at most 1500 ms cannot both hold, .* latency_s is"
     ):
         allocate(graph, scores=score(graph, "l2"), budget=budget, allocation="knapsack", cost_model=model)
+
+
+def test_the_limit_that_no_widths_hold_is_the_one_that_is_named(resnet: nn.Module) -> None:
+    """Half of the MACs are easy; a latency that rises as layers get narrower is least where nothing is pruned."""
+    graph = trace(resnet, EXAMPLE)
+    model = CostModel(graph, {"latency_s": lambda widths: 2.0 - 0.5 * np.mean(np.asarray(widths) / graph.sizes, -1)})
+    for allocation in ("knapsack", "global"):
+        with pytest.raises(BudgetError, match=r"^latency_s cannot go down to 500 ms: the least possible is 1500 ms"):
+            allocate(
+                graph,
+                scores=score(graph, "l2"),
+                budget=Budget(macs=0.5, latency_s=0.5),
+                allocation=allocation,
+                cost_model=model,
+            )
+
+
+@pytest.mark.parametrize(("round_to", "least"), [(8, 8), (16, 16), (3, 12)])
+def test_of_a_grouped_convolution_its_own_channels_are_aligned(round_to: int, least: int) -> None:
+    """Each of the group's 6 channels is 4 of the convolution's, one of each of its groups."""
+    layers = (nn.Conv2d(3, 24, 1), nn.BatchNorm2d(24), nn.Conv2d(24, 24, 3, groups=4), nn.Conv2d(24, 5, 1))
+    net = nn.Sequential(*layers)
+    graph = trace(net, EXAMPLE)
+    assert [group.size for group in graph.groups] == [6, 6]
+    floors = {}
+    for macs in (0.9, 0.7, 0.5, 0.35):
+        with contextlib.suppress(BudgetError):
+            keep = allocate(graph, scores=score(graph, "l2"), budget=Budget(macs=macs), round_to=round_to)
+            small = shrink(net, graph, keep)
+            widths = {small[0].out_channels, small[2].out_channels} - {24}
+            assert all(width % round_to == 0 for width in widths)
+            floors |= dict.fromkeys(widths)
+    assert min(floors) == least
 
 
 def test_only_the_named_groups_shrink(resnet: nn.Module) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgewise.cost import Budget, CostModel, cost_of
 from edgewise.cost.budget import Limit
@@ -15,7 +15,7 @@ from edgewise.errors import BudgetError
 from edgewise.graph import shrink, silence, trace
 from edgewise.models import build
 from edgewise.prune import Prune, Pruned, allocate, prune, score
-from edgewise.prune.candidates import Candidates, within
+from edgewise.prune.candidates import Candidates, _flexible, _uniform, within
 from edgewise.prune.knapsack import Choice, _Search
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
@@ -79,6 +79,39 @@ def test_a_latency_that_no_candidate_reaches_says_what_was_measured(graph) -> No
         BudgetError, match=r"latency_s cannot go down to 0\.2 ms: the least that was measured is 1000 ms, of 1 cand"
     ):
         within(machine, {"latency_s": 2e-4}, graph.prunable(), chooser(graph))
+
+
+def test_what_is_measured_first_has_widths_that_the_forward_takes() -> None:
+    """Of 32 channels it takes 16, as half of them was tried, but not the 24 that are measured first."""
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return self.b(x.view(len(x), 16, -1, *x.shape[2:]).flatten(1, 2))
+
+    net = Halves()
+    halves = trace(net, EXAMPLE)
+    groups = [group for group in halves.groups if group.name == "a"]
+    assert not halves.rigid
+    assert len(_uniform(groups, 0.75)["a"]) == 24
+    assert _flexible(halves, _uniform(groups, 0.75)) == {}
+    assert len(_flexible(halves, _uniform(groups, 0.5))["a"]) == 16
+
+
+def test_limits_that_were_never_held_together_are_named_together(graph) -> None:
+    machine = MadeUp(graph, lambda widths: 1.0, lambda widths: CostModel(graph).quantity("macs", widths) * 1e-11)
+    machine.measure = lambda keeps: [  # the file is small or the network fast, by turns
+        {"latency_s": 2.0, "file_bytes": 90.0} if len(machine.made) % 2 else {"latency_s": 0.9, "file_bytes": 200.0}
+        for keep in keeps
+        if machine.made.append(keep) is None
+    ]
+    machine.foretold = lambda keep: {"latency_s": 1.0, "file_bytes": 100.0}
+    with pytest.raises(BudgetError, match=r"each was held, but none of \d+ candidates that were measured held"):
+        within(machine, {"latency_s": 1.0, "file_bytes": 100.0}, graph.prunable(), lambda model, limits: {})
 
 
 def test_a_limit_that_only_the_narrowest_meets_is_met(graph) -> None:

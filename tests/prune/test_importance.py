@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgewise.errors import ModelError
 from edgewise.graph import trace
 from edgewise.models import build
 from edgewise.prune import IMPORTANCES, score
@@ -38,7 +39,7 @@ def test_taylor_is_the_batches_mean_of_what_the_loss_loses() -> None:
     assert score(graph, "taylor", gradients=batches)["0"].tolist() == [2.0, 1.5]
     with pytest.raises(ValueError, match="needs the gradients of the loss"):
         score(graph, "taylor")
-    with pytest.raises(ValueError, match=r'no gradient of "0\.weight" was given'):
+    with pytest.raises(ModelError, match=r'no gradient of "0\.weight" is known'):
         score(graph, "taylor", gradients=[{}])
 
 
@@ -155,7 +156,7 @@ def test_unknown_criterion_and_broken_weights_are_refused() -> None:
     with pytest.raises(ValueError, match='importance "l3" is none of l1'):
         score(trace(net, EXAMPLE), "l3")
     net[3].weight.data[0, 0] = float("nan")
-    with pytest.raises(ValueError, match='group "3" has weights or gradients that are not finite'):
+    with pytest.raises(ModelError, match='group "3" has weights or gradients that are not finite'):
         score(trace(net, EXAMPLE), "l1")
 
 

@@ -91,16 +91,17 @@ def branches(graph: Graph) -> dict[str, Branch]:
     """Return the groups all of whose channels can go, by name, because a path runs beside them."""
     tensors = (*graph.model.parameters(), *graph.model.buffers())
     shapes = copy.deepcopy(graph.model, {id(t): torch.empty_like(t, device="meta") for t in tensors})
+    adds_in_place = any(op.name == "add_" for op in graph.ops)
     found = {}
     for group in graph.groups:
         branch = _branch(graph, group)
         if branch is None:
             continue
-        if not (runs := _runs(graph, branch, shapes)):
+        if not (runs := _runs(graph, branch, shapes)) and adds_in_place:
             with _OutOfPlace():
-                adds_in_place = _runs(graph, branch, shapes)
+                else_it_runs = _runs(graph, branch, shapes)
             branch = dataclasses.replace(branch, sizes=_sizes(graph, branch))
-            runs = adds_in_place and _runs(graph, branch, shapes)
+            runs = else_it_runs and _runs(graph, branch, shapes)
         if runs:
             found[group.name] = branch
     return found

@@ -108,8 +108,8 @@ def allocate(
 
     Raises:
         ValueError: an unknown allocation, normalisation or group, `round_to` < 1, a floor outside [0, 1].
-        BudgetError: no aligned widths at or over the floor fit; the message holds the least possible, or names two
-            limits of which each can be met, but not both.
+        BudgetError: no aligned widths at or over the floor fit; the message holds the least possible, or names limits
+            of which each can be met, but not all.
         AlignmentError: widths between the multiples of `round_to` would fit.
     """
     _check(graph, allocation, normalize, round_to, floor, groups)
@@ -131,15 +131,18 @@ def allocate(
         return Problem(model, ranking, least, limits, blocks, gone)
 
     widths = _solved(problem(limits), choose)
-    if over := exceeded(model, widths, limits):
-        if pair := _conflict(model, limits, lambda some: _solved(problem(some), choose)):
-            raise BudgetError(_cannot_both(model, pair, limits, _solved(problem({pair[0]: limits[pair[0]]}), choose)))
-        may = _held_back(graph, allowed, scores)
+    if exceeded(model, widths, limits):
+        alone = {name: _solved(problem({name: limit}), choose) for name, limit in limits.items()}
+        over = [name for name, nearest in alone.items() if exceeded(model, nearest, {name: limits[name]})]
+        if not over:
+            raise BudgetError(_not_together(model, limits, alone, lambda some: _solved(problem(some), choose)))
+        name, limit = over[0], {over[0]: limits[over[0]]}
         rule = getattr(choose, "rule", "")  # of an allocation that has limits of its own
-        message = _out_of_reach(model, over[0], limits, widths, round_to, floor, may) + (f", {rule}" if rule else "")
-        counts = _counts(limits)
-        possible = round_to > 1 and over[0] in counts and not exceeded(model, problem(limits, 1).narrowest, counts)
-        if possible and not rule:
+        why = _held_back(graph, allowed, scores)
+        message = _out_of_reach(model, name, limits[name], alone[name], round_to, floor, why)
+        if rule:
+            raise BudgetError(f"{message}, {rule}")
+        if round_to > 1 and _counts(limit) and not exceeded(model, problem(limit, 1).narrowest, limit):
             raise AlignmentError(f"{message}; widths between those multiples could meet it")
         raise BudgetError(message)
     narrowed = {graph.groups[g].name: int(widths[g]) for g in chosen if widths[g] < sizes[g]}
@@ -180,27 +183,26 @@ def _solved(problem: Problem, allocation: Allocation) -> Widths:
     return allocation(problem)
 
 
-def _conflict(
-    model: CostModel, limits: Mapping[str, float], solve: Callable[[Mapping[str, float]], Widths]
-) -> tuple[str, str] | None:
-    """Return two limits each of which can be met, but not both; None where there are none such."""
+def _not_together(
+    model: CostModel,
+    limits: Mapping[str, float],
+    alone: Mapping[str, Widths],
+    solve: Callable[[Mapping[str, float]], Widths],
+) -> str:
+    """Say which limits cannot be held together, though each can: two if there are two such."""
 
-    def can(*names: str) -> bool:
-        some = {name: limits[name] for name in names}
-        return not exceeded(model, solve(some), some)
+    def fails(pair: tuple[str, str]) -> bool:
+        some = {name: limits[name] for name in pair}
+        return bool(exceeded(model, solve(some), some))
 
-    alone = [name for name in limits if can(name)]
-    return next((pair for pair in combinations(alone, 2) if not can(*pair)), None)
-
-
-def _cannot_both(model: CostModel, pair: tuple[str, str], limits: Mapping[str, float], widths: Widths) -> str:
-    """Say that two limits cannot be held together."""
+    pair = next(filter(fails, combinations(limits, 2)), None)
+    most = {name: f"{name} of at most {format_exact(name, limits[name])}" for name in limits}
+    if pair is None:
+        return f"{', '.join(most.values())} cannot all hold, though each can, and any two"
     first, second = pair
-    most = {name: format_exact(name, limits[name]) for name in pair}
-    then = format_exact(second, float(model.quantity(second, widths)))
+    then = format_exact(second, float(model.quantity(second, alone[first])))
     return (
-        f"{first} of at most {most[first]} and {second} of at most {most[second]} cannot both hold, though each can: "
-        f"with the first alone {second} is {then}"
+        f"{most[first]} and {most[second]} cannot both hold, though each can: with the first alone {second} is {then}"
     )
 
 
@@ -272,14 +274,15 @@ def knapsack(problem: Problem) -> Widths:
 
 
 def _out_of_reach(
-    model: CostModel, name: str, limits: Mapping[str, float], least: Widths, round_to: int, floor: float, held_back: str
+    model: CostModel, name: str, limit: float, nearest: Widths, round_to: int, floor: float, held_back: str
 ) -> str:
     """Say that a limit cannot be held, and what the least is that was found."""
     sizes = model.graph.sizes
-    possible, dense = float(model.quantity(name, least)), max(1e-30, float(model.quantity(name, sizes)))
-    none = f"; none of its {len(sizes)} groups can shrink so{held_back}" if (least == sizes).all() else ""
+    dense = max(1e-30, float(model.quantity(name, sizes)))
+    possible = min(dense, float(model.quantity(name, nearest)))
+    none = f"; none of its {len(sizes)} groups can shrink so{held_back}" if (nearest == sizes).all() else ""
     return (
-        f"{name} cannot go down to {format_exact(name, limits[name])}: the least possible is "
+        f"{name} cannot go down to {format_exact(name, limit)}: the least possible is "
         f"{format_exact(name, possible)} ({possible / dense:.3f} of the dense network's) with round_to = {round_to} "
         f"and floor = {floor}{none}"
     )

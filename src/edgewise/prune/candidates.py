@@ -23,6 +23,7 @@ from edgewise.devices.table import measure_layers
 from edgewise.errors import BudgetError
 from edgewise.export.onnx import export
 from edgewise.graph.groups import Graph, Group
+from edgewise.graph.rigid import rigid_groups
 from edgewise.graph.surgery import shrink
 from edgewise.graph.trace import Atoms
 from edgewise.progress import Progress
@@ -217,7 +218,8 @@ def within(
     names = {group.name for group in groups}
     free = [name for name, branch in candidates.branches.items() if names.issuperset(branch.groups)]
     bare: dict[str, Atoms] = {name: np.empty(0, np.int64) for name in free}
-    candidates.measure([*(_uniform(groups, share) for share in KNOWN_SHARES), *([bare] if bare else [])])
+    known = [_flexible(candidates.graph, _uniform(groups, share)) for share in KNOWN_SHARES]
+    candidates.measure([*known, *([bare] if bare else [])])
     aims = {name: CARE[name].aim * limit for name, limit in limits.items()}
     best: tuple[dict[str, Atoms], float] | None = None
     trials: list[Trial] = []
@@ -272,14 +274,24 @@ def _holds(measured: Figures, limits: Mapping[str, float]) -> bool:
 
 
 def _not_reached(limits: Mapping[str, float], trials: Sequence[Trial]) -> str:
-    """Say which limit was missed, and what was measured."""
-    missed = [name for name, limit in limits.items() if trials[-1].measured[name] > CARE[name].holds * limit]
-    name = missed[0] if missed else next(iter(limits))
-    tried = [trial.measured[name] for trial in trials]
+    """Say which limit no candidate held, or that none held all of them, and what was measured."""
+    least = {name: min(trial.measured[name] for trial in trials) for name in limits}
+    missed = [name for name, limit in limits.items() if least[name] > CARE[name].holds * limit]
+    if not missed:
+        each = ", ".join(f"{name} of at most {format_exact(name, limit)}" for name, limit in limits.items())
+        return f"{each}: each was held, but none of {len(trials)} candidates that were measured held them together"
+    name = missed[0]
     return (
         f"{name} cannot go down to {format_exact(name, limits[name])}: the least that was measured is "
-        f"{format_exact(name, min(tried))}, of {len(tried)} candidates ({CARE[name].holds:g} of it is taken)"
+        f"{format_exact(name, least[name])}, of {len(trials)} candidates ({CARE[name].holds:g} of it is taken)"
     )
+
+
+def _flexible(graph: Graph, keep: dict[str, Atoms]) -> dict[str, Atoms]:
+    """Leave whole what cannot have these widths."""
+    while stuck := rigid_groups(graph, keep):
+        keep = {name: kept for name, kept in keep.items() if name not in stuck}
+    return keep
 
 
 def _uniform(groups: Sequence[Group], share: float) -> dict[str, Atoms]:

@@ -28,10 +28,10 @@ class Prune:
             `Hesso` and `Dhspg` leave them, and looks at nothing else here but `branches`. "knee" measures how
             sensitive each group is and needs no budget; given one, it fills it in the knees' proportions. "search"
             judges random widths. "complexity" takes the more of a layer the more it costs, and ranks no weights.
-        keep_macs: the share of the MACs to keep, in (0, 1].
+        keep_macs: the share of the MACs to keep, in (0, 1]; these shares are of the network before the step.
         keep_params: the share of the parameters to keep, in (0, 1].
-        keep_latency: the share of the dense network's latency to keep, in (0, 1], measured on this machine in ONNX
-            Runtime, both as artifacts of `precision`.
+        keep_latency: the share of the latency to keep, in (0, 1], measured on this machine in ONNX Runtime, before and
+            after as artifacts of `precision`.
         keep_memory: the share of the memory to keep, in (0, 1], as `complexity.memory` counts it.
         budget: keep within the recipe's [budget] too: size, latency, memory, MACs and parameters, the first three as
             measured on artifacts of `precision`.

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from edgewise.errors import ModelError
 from edgewise.graph.groups import Graph, Group
 
 Reduce = Literal["mean", "sum", "max", "first"]
@@ -146,7 +147,8 @@ def score(
         BatchNorm, say) is left out: it cannot be ranked, so it stays whole.
 
     Raises:
-        ValueError: an unknown criterion or reduction, gradients that are missing, a weight that is not finite.
+        ValueError: an unknown criterion or reduction, no gradients where the criterion needs them.
+        ModelError: a parameter without a gradient, a weight that is not finite.
     """
     if importance not in IMPORTANCES:
         raise ValueError(f'importance "{importance}" is none of {", ".join(IMPORTANCES)}')
@@ -163,7 +165,11 @@ def score(
         for name, weights in made.items():
             grads = graph.by_name[name].matrices(batch)
             if criterion.gradients and (missing := weights.keys() - grads.keys()):
-                raise ValueError(f'no gradient of "{min(missing).rpartition(":")[0]}" was given')
+                name = min(missing).rpartition(":")[0]
+                raise ModelError(
+                    f'no gradient of "{name}" is known, and {importance} ranks by it: the forward may run without '
+                    "gradients there; take l2"
+                )
             if criterion.of == "nothing":  # a mean of draws would favour groups of many members
                 weights = dict(list(weights.items())[:1])
             found = [criterion.function(Rows(w.float(), grads.get(key), generator)) for key, w in weights.items()]
@@ -172,7 +178,7 @@ def score(
         raise ValueError(f'importance "{importance}" needs the gradients of the loss on some batches')
     for name, total in totals.items():
         if not total.isfinite().all():
-            raise ValueError(f'group "{name}" has weights or gradients that are not finite')
+            raise ModelError(f'group "{name}" has weights or gradients that are not finite')
     return {name: total / batches for name, total in totals.items()}
 
 
