@@ -235,7 +235,7 @@ def target(channels: Channels, sparsity: float, round_to: int = 1) -> int:
     if wanted > most:
         raise RecipeError(
             f"sparsity = {sparsity}: {wanted} of {len(channels)} channels; at most {most} can go, since each of the "
-            f"{len(channels.sizes)} groups keeps a multiple of {round_to}"
+            f"{len(channels.sizes)} groups keeps {round_to}"
         )
     return wanted
 
