@@ -9,6 +9,7 @@ from devices.files import dense_file
 from edgewise.devices import Job, Measurement, Samples, measure
 from edgewise.devices.base import Progress
 from edgewise.devices.local import available_cores
+from edgewise.devices.measure import measure_until_quiet
 from edgewise.errors import MeasurementFailed, UnknownName, UserError
 
 
@@ -21,6 +22,22 @@ class FakeDevice:
     def run(self, job: Job, progress: Progress = None) -> list[Samples]:
         self.jobs.append(job)
         return [Samples((1.0 + i, 1.0 + i), 100 * i, "9.9", "a fake") for i in range(len(job.artifacts))]
+
+
+def test_a_noisy_measurement_is_made_again_and_the_least_noisy_counts() -> None:
+    def found(*samples_s: float) -> list[Measurement]:
+        common = {"artifact": "a", "runtime": "r", "version": "1", "threads": 1, "cpu": "c", "resident_bytes": 1}
+        return [Measurement(**common, samples_s=each, file_bytes=1) for each in ((1.0, 1.0), samples_s)]
+
+    slow_but_steady, noisy, noisier = found(9.0, 9.0), found(1.0, 4.0), found(1.0, 9.0)
+
+    def measured(*answers: list[Measurement]) -> list[list[Measurement]]:
+        left = list(answers)
+        return measure_until_quiet(lambda: left.pop(0))
+
+    assert measured(slow_but_steady, noisy) == [slow_but_steady], "the first is steady"
+    assert measured(noisy, slow_but_steady, noisier) == [slow_but_steady, noisy]
+    assert measured(noisier, noisy, noisier, slow_but_steady) == [noisy, noisier, noisier], "three at most"
 
 
 def test_a_device_is_asked_once_for_all_artifacts(tmp_path: Path) -> None:

@@ -204,8 +204,8 @@ def _end(graph: Graph, path: str) -> str:
 
 
 def _within(graph: Graph, path: str) -> list[Op]:
-    """Return the operators that ran in a module or below it."""
-    return [op for op in graph.ops if f"{op.module}.".startswith(f"{path}.")]
+    """Return the operators that ran in a module or below it; all of them in the network itself."""
+    return [op for op in graph.ops if not path or f"{op.module}.".startswith(f"{path}.")]
 
 
 def _elementwise(op: Op) -> bool:
