@@ -16,6 +16,7 @@ from edgewise.devices.measure import measure
 from edgewise.files import read_json
 from edgewise.layout import ARTIFACT, DENSE, MANIFEST, RECIPE, RESULTS
 from edgewise.plan import Wish, compress_within, training_precision
+from edgewise.recipe import Train, read
 
 
 def within(wish: Wish, share: float, work: Path) -> Path:
@@ -29,13 +30,12 @@ def within(wish: Wish, share: float, work: Path) -> Path:
 
 def row(share: float, folder: Path) -> dict[str, Any]:
     """Return what came of a run."""
-    results, manifest = read_json(folder / RESULTS), read_json(folder / MANIFEST)
+    results, steps = read_json(folder / RESULTS), read(folder / RECIPE).step
     found, dense = results["compressed"], results["rows"][0]
-    steps = manifest["recipe"]["step"]
     return {
         "asked": share,
-        "epochs": sum(step["epochs"] for step in steps if step["kind"] == "train"),
-        "steps": [step["kind"] for step in steps],
+        "epochs": sum(step.epochs for step in steps if isinstance(step, Train)),
+        "steps": [step.kind for step in steps],
         **{name: found[name] for name in ("macs", "file_bytes", "accuracy", "drop_pt", "latency_s")},
         "dense_accuracy": dense["accuracy"],
         "dense_latency_s": dense["latency_s"],
@@ -69,7 +69,7 @@ def main() -> None:
     for one, again in zip(rows, found, strict=True):
         one["ratio_again"] = again.latency_s / dense.latency_s
         print({name: one[name] for name in ("asked", "ratio", "ratio_again", "accuracy", "drop_pt", "met")})
-    facts = {"model": options.model, "data": options.data.partition(":")[0], "max_drop_pt": options.max_drop}
+    facts = {"model": options.model, "max_drop_pt": options.max_drop}
     print(json.dumps({**facts, "cpu": dense.cpu, "onnxruntime": dense.version, "threads": 1, "rows": rows}))
 
 
