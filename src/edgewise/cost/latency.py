@@ -10,7 +10,7 @@ Reference: the latency table is that of Shen et al., Structural Pruning via Late
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,7 +61,7 @@ class LatencyModel:
         self, cost: CostModel, table: Mapping[LayerShape, float], measured: Sequence[tuple[ArrayLike, float]] = ()
     ) -> None:
         self.cost, self.table, self.measured = cost, table, tuple(measured)
-        self._lookups = [_Lookup(cost, layer, table) for layer in _layers(cost.graph)]
+        self._lookup = _Lookup(cost, _layers(cost.graph), table)
         self._factors = PRIOR
         if measured:
             rows = np.array([self._features(widths) for widths, _ in measured])
@@ -79,57 +79,76 @@ class LatencyModel:
 
     def layers(self, widths: ArrayLike) -> dict[str, float]:
         """Return the seconds of each layer alone at widths ``[G]``, by its path; what lies between them is left out."""
-        extended = self.cost.extended(widths)
+        each = self._lookup(self.cost.extended(widths))
         found: dict[str, float] = {}
         modules = (op.module for op in self.cost.graph.ops if op.layer is not None)
-        for module, lookup in zip(modules, self._lookups, strict=True):
-            found[module] = found.get(module, 0.0) + float(lookup(extended))
+        for module, seconds in zip(modules, each.tolist(), strict=True):
+            found[module] = found.get(module, 0.0) + seconds
         return found
 
     def _features(self, widths: ArrayLike) -> Floats:
         """Return ``[..., 4]``: the layers' seconds, the bytes that operators write, the number of layers, and 1."""
-        extended = self.cost.extended(widths)
-        each = [lookup(extended) for lookup in self._lookups]
-        layers = sum(each, np.zeros(extended.shape[:-1]))
-        count = sum(((seconds > 0) * 1.0 for seconds in each), np.zeros(extended.shape[:-1]))
+        each = self._lookup(self.cost.extended(widths))
         written = self.cost.quantity("activation_bytes", widths)
-        return np.stack(np.broadcast_arrays(layers, written, count, 1.0), axis=-1)
+        return np.stack(np.broadcast_arrays(each.sum(axis=-1), written, (each > 0).sum(axis=-1), 1.0), axis=-1)
 
 
 class _Lookup:
-    """The seconds of one layer by its input and output channels."""
+    """The seconds of every layer by its input and output channels."""
 
-    def __init__(self, cost: CostModel, layer: Layer, table: Mapping[LayerShape, float]) -> None:
-        pairs = _grid(cost.graph, layer)
-        self.inputs, self.outputs = cost.length(layer.reads), cost.length(layer.makes)
-        self.rows, self.columns = (np.array(sorted(set(side)), np.float64) for side in zip(*pairs, strict=True))
-        if layer.shape.groups == 0:
-            self.columns = self.columns[-1:]
-            self.seconds = np.array([[table[layer.shape.at(i, i)]] for i, _ in pairs])
-        else:
-            self.seconds = np.array([[table[layer.shape.at(int(i), int(o))] for o in self.columns] for i in self.rows])
+    def __init__(self, cost: CostModel, layers: Sequence[Layer], table: Mapping[LayerShape, float]) -> None:
+        self.inputs = _stacked([cost.length(layer.reads) for layer in layers], len(cost.graph.groups) + 1)
+        self.outputs = _stacked([cost.length(layer.makes) for layer in layers], len(cost.graph.groups) + 1)
+        grids = [_points(cost.graph, layer) for layer in layers]
+        self.rows, self.columns = (_Axis([grid[side] for grid in grids]) for side in (0, 1))
+        self.seconds = np.zeros((len(layers), self.rows.points.shape[1], self.columns.points.shape[1]))
+        for index, (layer, (inputs, outputs)) in enumerate(zip(layers, grids, strict=True)):
+            alike = layer.shape.groups == 0  # what has as many outputs as inputs
+            for row, i in enumerate(inputs):
+                for column, o in enumerate(outputs):
+                    self.seconds[index, row, column] = table[layer.shape.at(i, i if alike else o)]
 
     def __call__(self, extended: Floats) -> Floats:
-        """Return the seconds at widths ``[..., G + 1]``."""
-        inputs, outputs = extended @ self.inputs, extended @ self.outputs
-        row, column = _place(self.rows, inputs), _place(self.columns, outputs)
-        found: Floats = np.zeros(extended.shape[:-1])
-        for i, a in row:
-            for j, b in column:
-                found = found + a * b * self.seconds[i, j]
-        return np.where((inputs > 0) & (outputs > 0), found, 0.0)  # without channels there is no layer
+        """Return the seconds of each layer ``[..., L]`` at widths ``[..., G + 1]``; without channels there is none."""
+        inputs, outputs = extended @ self.inputs.T, extended @ self.outputs.T
+        layer = np.arange(len(self.seconds))
+        found: Floats = np.zeros(inputs.shape)
+        for row, a in self.rows.around(inputs):
+            for column, b in self.columns.around(outputs):
+                found += a * b * self.seconds[layer, row, column]
+        return np.where((inputs > 0) & (outputs > 0), found, 0.0)
 
 
-def _place(points: Floats, values: Floats) -> list[tuple[NDArray[np.int64], Floats]]:
-    """Return two neighbouring points and their shares for each value; beyond the ends, the end."""
-    if len(points) == 1:
-        return [(np.zeros(values.shape, np.int64), np.ones(values.shape))]
-    low = np.clip(np.searchsorted(points, values, side="right") - 1, 0, len(points) - 2)
-    share = np.clip((values - points[low]) / (points[low + 1] - points[low]), 0.0, 1.0)
-    return [(low, 1.0 - share), (low + 1, share)]
+class _Axis:
+    """The widths at which each layer was measured ``[L, P]``, ascending; behind its own come infinite ones."""
+
+    def __init__(self, points: Sequence[Sequence[int]]) -> None:
+        self.last = np.array([len(each) - 1 for each in points], np.int64)
+        self.points = np.full((len(points), max((len(each) for each in points), default=0)), np.inf)
+        for row, each in zip(self.points, points, strict=True):
+            row[: len(each)] = each
+
+    def around(self, values: Floats) -> list[tuple[NDArray[np.int64], Floats]]:
+        """Return two neighbouring points for each value ``[..., L]`` and their shares; beyond the ends, the end."""
+        layer = np.arange(len(self.points))
+        low = np.clip((values[..., None] >= self.points).sum(axis=-1) - 1, 0, self.last)
+        high = np.minimum(low + 1, self.last)
+        before, behind = self.points[layer, low], self.points[layer, high]
+        share = np.clip((values - before) / np.where(behind > before, behind - before, 1.0), 0.0, 1.0)
+        return [(low, 1.0 - share), (high, share)]
 
 
-def _layers(graph: Graph) -> Iterable[Layer]:
+def _stacked(rows: Sequence[Floats], length: int) -> Floats:
+    return np.array(rows, np.float64).reshape(len(rows), length)
+
+
+def _points(graph: Graph, layer: Layer) -> tuple[list[int], list[int]]:
+    """Return the input and the output channels that span a layer's part of the table."""
+    inputs, outputs = (sorted(set(side)) for side in zip(*_grid(graph, layer), strict=True))
+    return inputs, outputs[-1:] if layer.shape.groups == 0 else outputs
+
+
+def _layers(graph: Graph) -> list[Layer]:
     return [op.layer for op in graph.ops if op.layer is not None]
 
 
