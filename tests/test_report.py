@@ -107,8 +107,8 @@ def test_the_report_is_imported_without_what_draws_it() -> None:
 
 
 def test_the_headline_says_what_was_gained_and_lost() -> None:
-    assert report.headline(good()[0]) == "ResNet-20 on fashion-mnist: 10.2× smaller, 2.5× faster, −0.3 points"
-    assert re.fullmatch(r".*: 1\.20× larger, 1\.3\d× slower, −4\.0 points", report.headline(poor()[0]))
+    assert report.headline(good()[0]) == "ResNet-20 on fashion-mnist: 10.2× smaller, 2.5× faster, −0.30 points"
+    assert re.fullmatch(r".*: 1\.20× larger, 1\.3\d× slower, −4\.00 points", report.headline(poor()[0]))
 
 
 def test_without_an_artifact_the_headline_counts_params_and_macs() -> None:
@@ -118,8 +118,8 @@ def test_without_an_artifact_the_headline_counts_params_and_macs() -> None:
 @pytest.mark.parametrize(
     ("drop_pt", "size_ratio", "speedup", "said"),
     [
-        (0.0, 1.0, 1.0, "same size, same speed, 0.0 points"),
-        (-0.26, 0.5, 0.5, "2.0× smaller, 2.0× slower, +0.3 points"),
+        (0.0, 1.0, 1.0, "same size, same speed, 0.00 points"),
+        (-0.26, 0.5, 0.5, "2.0× smaller, 2.0× slower, +0.26 points"),
         (None, 0.001, 400.0, "1000× smaller, 400× faster"),
     ],
 )

@@ -111,13 +111,13 @@ def fewer(what: str) -> Words:
     return f"fewer {what}", f"more {what}", f"same {what}"
 
 
-def gain(points: float | None, digits: int = 2) -> Told:
+def gain(points: float | None) -> Told:
     """Say a change of accuracy in points.
 
-    >>> gain(-0.3, 1), gain(0.25)
-    (('−0.3 points', 'bad'), ('+0.25 points', 'good'))
+    >>> gain(-0.95), gain(0.25)
+    (('−0.95 points', 'bad'), ('+0.25 points', 'good'))
     """
-    text = format_signed(points, digits)
+    text = format_signed(points)
     tone = {"−": "bad", "+": "good"}.get(text[0], "")
     return (text, "") if points is None else (f"{text} points", tone)
 

@@ -149,7 +149,7 @@ def _claims(results: Row) -> list[Told]:
     claims = [
         change(ratio(last["params"], dense["params"]), fewer("params")) if size is None else change(size, SIZE),
         change(ratio(last["macs"], dense["macs"]), fewer("MACs")) if time is None else change(time, SPEED),
-        gain(None if small["drop_pt"] is None else -small["drop_pt"], 1),
+        gain(None if small["drop_pt"] is None else -small["drop_pt"]),
     ]
     return [claim for claim in claims if claim[0] != DASH]
 

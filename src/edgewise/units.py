@@ -72,15 +72,15 @@ def format_fraction(value: float | None) -> str:
     return DASH if value is None else f"{value:.2%}"
 
 
-def format_signed(value: float | None, digits: int = 2) -> str:
-    """Return a number with its sign, or a dash; what rounds to nothing has no sign.
+def format_signed(value: float | None) -> str:
+    """Return a number with its sign and two decimals, or a dash; what rounds to nothing has no sign.
 
-    >>> format_signed(-0.304), format_signed(1.5, 1), format_signed(-0.001)
-    ('−0.30', '+1.5', '0.00')
+    >>> format_signed(-0.304), format_signed(1.5), format_signed(-0.001)
+    ('−0.30', '+1.50', '0.00')
     """
     if value is None:
         return DASH
-    text = f"{abs(value):.{digits}f}"
+    text = f"{abs(value):.2f}"
     sign = "" if float(text) == 0 else MINUS if value < 0 else "+"
     return sign + text
 
