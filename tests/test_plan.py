@@ -215,7 +215,7 @@ def shares(machine: Machine) -> list[float]:
 def test_a_missed_latency_is_tried_again_and_the_best_is_returned(
     latencies_s: list, name: str, asked: list[float], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgewise.plan.check_reach", lambda *_: None)
+    monkeypatch.setattr("edgewise.plan.check_precisions", lambda *_: None)
     monkeypatch.setattr("edgewise.plan.train_dense", lambda *_: None)
     monkeypatch.setattr("edgewise.models.load_weights", lambda model, _: model)
     machine = Machine(monkeypatch, *latencies_s)
@@ -226,7 +226,7 @@ def test_a_missed_latency_is_tried_again_and_the_best_is_returned(
 
 
 def test_what_was_not_pruned_and_misses_is_pruned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgewise.plan.check_reach", lambda *_: None)
+    monkeypatch.setattr("edgewise.plan.check_precisions", lambda *_: None)
     monkeypatch.setattr("edgewise.plan.train_dense", lambda *_: None)
     monkeypatch.setattr("edgewise.models.load_weights", lambda model, _: model)
     machine = Machine(monkeypatch, 0.101e-3, 0.09e-3)

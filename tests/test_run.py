@@ -338,17 +338,19 @@ def test_resuming_compares_only_what_was_begun_and_works_from_anywhere(
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "message"),
     [
-        ("step.5.threads=999", r"step\.5\.threads = 999: this machine has \d+ cores"),
-        ("step.1.keep_macs=0.001", r"step\.1 \(prune\): macs cannot go down to"),
+        (["step.5.threads=999"], r"step\.5\.threads = 999: this machine has \d+ cores"),
+        (["step.1.keep_macs=0.001"], r"step\.1 \(prune\): macs cannot go down to"),
+        (["step.1.keep_latency=0.001"], r"step\.1 \(prune\): latency_s cannot go down to"),
+        (["step.1.budget=true", "budget.size=200 B"], r"step\.1 \(prune\): file_bytes cannot go down to 200 bytes"),
     ],
 )
 def test_what_must_fail_later_is_refused_before_training(
-    recipe: Path, tmp_path: Path, change: str, message: str
+    recipe: Path, tmp_path: Path, changes: list[str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        compress(read(recipe, [change]), tmp_path / "run")
+        compress(read(recipe, changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

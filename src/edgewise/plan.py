@@ -34,11 +34,10 @@ from edgewise.folder import choose
 from edgewise.graph import trace
 from edgewise.layout import RECIPE
 from edgewise.progress import Progress
-from edgewise.prune import Prune, prune
 from edgewise.prune.candidates import CARE
 from edgewise.quantize import Quantize, activation_cost, quantize_static
 from edgewise.recipe import Recipe, parse, read
-from edgewise.run import Finished, check_steps, compress, prepare
+from edgewise.run import Finished, check_reach, check_steps, compress, prepare
 from edgewise.train import evaluate
 from edgewise.train.config import Precision
 from edgewise.units import format_quantity
@@ -207,7 +206,8 @@ def compress_within(
             check_steps(tentative, model, context.example)
         if wish.weights is None:
             if not (dense_place / RECIPE).exists():
-                check_reach(trained, context, model, progress)
+                with without_steps_name():
+                    check_precisions(trained, context, model, progress)
             train_dense(wish, dense_place, images, progress, log)
             model = models.load_weights(model, dense_place / TENSORS)
         decision = decide(survey(context, model, wish.threads, wish.runtime), wish.budget)
@@ -275,26 +275,16 @@ def without_steps_name() -> Iterator[None]:
         raise type(error)(re.sub(r"^step\S* \(prune\): |^step \S+: ", "", str(error))) from error
 
 
-def check_reach(wish: Wish, context: Context, model: nn.Module, progress: Progress | None) -> None:
+def check_precisions(wish: Wish, context: Context, model: nn.Module, progress: Progress | None) -> None:
     """Refuse what no widths can meet before hours are spent on the dense network's training.
-
-    What artifacts cost depends on no weights, so random scores will do. The table of layers that is measured for it is
-    kept, and used again.
 
     Raises:
         BudgetError: neither in int8 nor in float can candidates be made that are within the budget.
     """
-    limits = wish.budget.by_column()
-    if CARE.keys().isdisjoint(limits):
-        return
     refused = None
     for precision in ("int8", "float32"):
-        recipe = plan(wish, Decision(precision, True, ()))
-        config = next(step for step in recipe.step if isinstance(step, Prune))
-        plain = dataclasses.replace(recipe.for_artifact(config), importance="random")
         try:
-            prune(model, context.example, plain, limits=limits, progress=progress)
-            return
+            return check_reach(plan(wish, Decision(precision, True, ())), model, context.example, progress)
         except BudgetError as error:
             refused = refused or error
     assert refused is not None

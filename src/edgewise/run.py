@@ -21,6 +21,7 @@ from torch import nn
 
 from edgewise import data, models
 from edgewise.context import Context, Place, read_result
+from edgewise.cost.budget import Limit
 from edgewise.data import Dataset
 from edgewise.devices.local import available_cores
 from edgewise.errors import BudgetError, RecipeError, TrainingDiverged, nearest
@@ -90,6 +91,8 @@ def compress(
     if (folder / MANIFEST).exists():
         return Finished(folder, read_json(folder / RESULTS), before=True)
     context, initial = prepare(recipe, progress, images)
+    if recipe.step[0].kind == "train" and not folder.exists():
+        check_reach(recipe, initial, context.example, progress)
     with held(folder, recipe, resume):
         return _carry_out(replace(context, folder=folder), initial, log or (lambda _: None))
 
@@ -157,25 +160,57 @@ def check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> None
                 f"step.{index}.threads = {step.threads}: this machine has {cores} cores to use; give 1 to {cores}"
             )
     graph = trace(model, example)
-    first = next((index for index, step in enumerate(recipe.step) if isinstance(step, Prune)), None)
-    if first is not None:
-        config = recipe.step[first]
-        assert isinstance(config, Prune)
-        for name in config.whole:
-            if name not in graph.by_name:
-                raise RecipeError(f'step.{first}.whole: no group is called "{name}"; {nearest(name, graph.by_name)}')
-        limits = recipe.budget.by_column() if recipe.budget and config.budget else {}
-        static = {name: limit for name, limit in limits.items() if name not in CARE}
-        if not static and config.keeps in ([], ["keep_latency"]):
-            return  # what can be reached is found by measuring
-        if config.judged:  # whose widths come from accuracies, at best as few as any
-            config = replace(config, allocate="uniform", knee=None, search=None)
-        try:  # whether widths fit depends on the network's shape alone, so any weights will do
-            importance = "l2" if config.needs_gradients else config.importance  # which look at the same tensors
-            plain = replace(config, importance=importance, keep_latency=None)
-            prune(model, example, plain, limits=static)
-        except BudgetError as error:
-            raise type(error)(f"step.{first} (prune): {error}") from error
+    if (first := _first_prune(recipe)) is None:
+        return
+    index, config = first
+    for name in config.whole:
+        if name not in graph.by_name:
+            raise RecipeError(f'step.{index}.whole: no group is called "{name}"; {nearest(name, graph.by_name)}')
+    static = {name: limit for name, limit in _limits(recipe, config).items() if name not in CARE}
+    if static or config.keeps not in ([], ["keep_latency"]):  # else only measuring shows what can be reached
+        _try(index, replace(config, keep_latency=None), model, example, static)
+
+
+def check_reach(recipe: Recipe, model: nn.Module, example: torch.Tensor, progress: Progress | None = None) -> None:
+    """Refuse what no widths can meet, as measured, before hours are spent on training.
+
+    What artifacts cost depends on no weights. The table of layers that is measured for it is kept, and used again.
+
+    Raises:
+        BudgetError: no candidates can be made that are within what the first prune step must keep.
+    """
+    if (first := _first_prune(recipe)) is None:
+        return
+    index, config = first
+    limits = _limits(recipe, config)
+    if config.keep_latency is not None or not CARE.keys().isdisjoint(limits):
+        _try(index, recipe.for_artifact(config), model, example, limits, progress)
+
+
+def _first_prune(recipe: Recipe) -> tuple[int, Prune] | None:
+    return next(((index, step) for index, step in enumerate(recipe.step) if isinstance(step, Prune)), None)
+
+
+def _limits(recipe: Recipe, config: Prune) -> dict[str, Limit]:
+    return recipe.budget.by_column() if recipe.budget and config.budget else {}
+
+
+def _try(
+    index: int,
+    config: Prune,
+    model: nn.Module,
+    example: torch.Tensor,
+    limits: dict[str, Limit],
+    progress: Progress | None = None,
+) -> None:
+    """Prune a network whose weights are not yet what they will be: which widths fit depends on its shape alone."""
+    if config.judged:  # whose widths come from accuracies, at best as few as any
+        config = replace(config, allocate="uniform", knee=None, search=None)
+    importance = "l2" if config.needs_gradients else config.importance  # which look at the same tensors
+    try:
+        prune(model, example, replace(config, importance=importance), limits=limits, progress=progress)
+    except BudgetError as error:
+        raise type(error)(f"step.{index} (prune): {error}") from error
 
 
 def _device(name: str) -> torch.device:
