@@ -1,6 +1,7 @@
 """From a budget to a recipe: what is decided, and whole runs whose artifacts are within it."""
 
 import json
+import re
 import shutil
 import tomllib
 from dataclasses import replace
@@ -14,7 +15,7 @@ import small_run
 from edgewise.budget import Limits
 from edgewise.errors import BudgetError, ModelError, RunFolderError
 from edgewise.files import read_json
-from edgewise.plan import FINE_TUNING_LR, Decision, Dense, Wish, compress_within, decide, plan
+from edgewise.plan import FINE_TUNING_LR, Decision, Dense, Wish, _after_a_drop, compress_within, decide, plan
 from edgewise.recipe import Recipe, read
 from edgewise.run import Finished
 
@@ -244,3 +245,23 @@ def test_another_runs_attempt_in_the_way_is_refused_at_once(folder: Path) -> Non
     with pytest.raises(RunFolderError, match=r"blocked\.attempt-3: exists already"):
         compress_within(wish(folder, budget=Limits(params="50%")), folder / "blocked")
     assert not (folder / "blocked-dense").exists()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "latency_met", "lost", "advice"),
+    [
+        (["dense", "prune", "train", "quantize"], True, 1.81, "0.31 points more .* more than 4 epochs .* looser limit"),
+        (["dense", "quantize"], True, 1.81, "a budget that float can hold or a looser limit"),
+        (["dense", "prune", "train"], False, 1.81, None),  # of the latency something else was told
+        (["dense", "prune", "train"], True, 1.5, None),
+        (["dense", "prune", "train"], True, None, None),
+    ],
+)
+def test_what_may_help_where_only_accuracy_misses_is_told(
+    kinds: list[str], latency_met: bool, lost: float | None, advice: str | None
+) -> None:
+    drop = {"limit": 1.5, "value": lost, "met": lost is not None and lost <= 1.5}
+    budget = {"latency": {"limit": 1.0, "value": 2.0 - latency_met, "met": latency_met}, "drop": drop}
+    finished = Finished(Path("run"), {"budget": budget, "rows": [{"kind": kind} for kind in kinds]})
+    told = _after_a_drop(finished, 4)
+    assert re.search(advice, told) if advice else told == ""

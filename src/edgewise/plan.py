@@ -220,7 +220,10 @@ def compress_within(
             recipe = plan(trained, decision, share)
             return compress(recipe, place, resume=going_on, images=images, progress=progress, log=log)
 
-    return best_of(places, decision, carry_out, tell)
+    finished = best_of(places, decision, carry_out, tell)
+    if advice := _after_a_drop(finished, wish.epochs):
+        tell(advice)
+    return finished
 
 
 def best_of(
@@ -258,6 +261,17 @@ def best_of(
             tell(f"no tighter widths were found: {error}")
             break
     return min(found, key=lambda finished: _most_over(finished)[1])
+
+
+def _after_a_drop(finished: Finished, epochs: int) -> str:
+    """Say what may help where accuracy is all that misses the budget; nothing where it is not."""
+    missed = {name: row for name, row in (finished.results["budget"] or {}).items() if not row["met"]}
+    if list(missed) != ["drop"] or missed["drop"]["value"] is None:
+        return ""
+    over = missed["drop"]["value"] - missed["drop"]["limit"]
+    kinds = [row["kind"] for row in finished.results["rows"]]
+    what = f"recovery for more than {epochs} epochs (--epochs)" if "train" in kinds else "a budget that float can hold"
+    return f"{over:.2f} points more were lost than may be; {what} or a looser limit may help"
 
 
 def decided(recipe: Recipe) -> Decision:
