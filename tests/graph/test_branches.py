@@ -101,6 +101,28 @@ def test_it_trains_and_is_gone_from_the_file(tmp_path: Path) -> None:
     assert compare_float(small, path, torch.randn(8, 3, 32, 32)).passed
 
 
+def test_behind_its_end_a_padded_convolution_sees_the_whole_constant() -> None:
+    """One number a channel would do for the shapes, but not for a filter that looks over the border."""
+
+    class Behind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1)
+            self.behind, self.head = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(x + self.behind(self.b(self.a(x).relu())))
+
+    torch.manual_seed(0)
+    net, x = Behind().double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    graph = trace(net, x)
+    assert graph.branches["a"].sizes == {"b": (-1, 6, 6)}
+    with torch.no_grad():
+        expected, got = silence(net, graph, {"a": []})(x), shrink(net, graph, {"a": []})(x)
+    assert (got - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
 class NormAct(nn.BatchNorm2d):
     """A normalisation that goes on to an activation, as timm writes them."""
 

@@ -97,11 +97,13 @@ def branches(graph: Graph) -> dict[str, Branch]:
         branch = _branch(graph, group)
         if branch is None:
             continue
-        if not (runs := _runs(graph, branch, shapes)) and adds_in_place:
+        small = runs = _runs(graph, branch, shapes)
+        if not runs and adds_in_place:
             with _OutOfPlace():
-                else_it_runs = _runs(graph, branch, shapes)
+                runs = _runs(graph, branch, shapes)
+        if runs and not (small and _broadcasts(graph, branch)):
             branch = dataclasses.replace(branch, sizes=_sizes(graph, branch))
-            runs = else_it_runs and _runs(graph, branch, shapes)
+            runs = _runs(graph, branch, shapes)
         if runs:
             found[group.name] = branch
     return found
@@ -216,6 +218,36 @@ def _elementwise(op: Op) -> bool:
 def _inside(graph: Graph, path: str) -> bool:
     """Say whether nothing runs below a module but what is elementwise: it may go without taking other things along."""
     return all(op.module == path or _elementwise(op) for op in _within(graph, path))
+
+
+def _by_place(op: Op) -> bool:
+    """Say whether an operator is a layer that multiplies the channels at each place alone."""
+    return op.layer is not None and not any(op.layer.shape.padding) and set(op.layer.shape.kernel) <= {1}
+
+
+def _broadcasts(graph: Graph, branch: Branch) -> bool:
+    """Say whether a constant of one number a channel does as well as one of the full size until it meets such a one.
+
+    It does for whatever is elementwise, for means, and for products with a weight at each place; not where an operator
+    sees how large its operand is, as a convolution that pads.
+    """
+    replaced = {id(op) for path in (*branch.gone, *branch.ends) for op in _within(graph, path)}
+    last = {id(_within(graph, end)[-1]) for end in branch.ends}
+    constant: set[int] = set()
+    for op in graph.ops:
+        if id(op) in last:
+            constant.add((*op.writes, *op.reads)[0])
+        elif id(op) not in replaced and constant.intersection(op.reads):
+            elementwise = op.name in RULES and RULES[op.name].follow is pointwise
+            if constant.issuperset(op.reads):
+                if not (elementwise or _by_place(op) or op.name == "mean"):
+                    return False
+                constant.update(op.writes)
+            elif not elementwise:
+                return False
+            elif not op.writes:
+                constant.discard(op.reads[0])  # the sum was written into it
+    return True
 
 
 class _OutOfPlace(TorchFunctionMode):
