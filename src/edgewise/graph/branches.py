@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -91,22 +92,31 @@ def branches(graph: Graph) -> dict[str, Branch]:
     """Return the groups all of whose channels can go, by name, because a path runs beside them."""
     tensors = (*graph.model.parameters(), *graph.model.buffers())
     shapes = copy.deepcopy(graph.model, {id(t): torch.empty_like(t, device="meta") for t in tensors})
-    adds_in_place = any(op.name == "add_" for op in graph.ops)
-    found = {}
-    for group in graph.groups:
-        branch = _branch(graph, group)
-        if branch is None:
-            continue
-        small = runs = _runs(graph, branch, shapes)
-        if not runs and adds_in_place:
-            with _OutOfPlace():
-                runs = _runs(graph, branch, shapes)
-        if runs and not (small and _broadcasts(graph, branch)):
-            branch = dataclasses.replace(branch, sizes=_sizes(graph, branch))
+    outputs = cache(lambda: _output_sizes(graph, shapes))
+    inside = {group.name: branch for group in graph.groups if (branch := _branch(graph, group))}
+    return {name: form for name, branch in inside.items() if (form := _form(graph, branch, shapes, outputs))}
+
+
+def _form(
+    graph: Graph, branch: Branch, shapes: nn.Module, outputs: Callable[[], Mapping[str, tuple[int, ...]]]
+) -> Branch | None:
+    """Return a branch with constants as small as they may be; None where no path runs beside it.
+
+    Args:
+        shapes: the network on the meta device; left as it was.
+        outputs: return the sizes of its modules' outputs by path.
+    """
+    runs = _runs(graph, branch, shapes)
+    if runs and _broadcasts(graph, branch):
+        return branch
+    if not runs and any(op.name == "add_" for op in graph.ops):
+        with _OutOfPlace():
             runs = _runs(graph, branch, shapes)
-        if runs:
-            found[group.name] = branch
-    return found
+    if not runs:
+        return None
+    sizes = {end: _size(outputs()[end], graph.modules[layer]) for end, layer in branch.ends.items()}
+    branch = dataclasses.replace(branch, sizes=sizes)
+    return branch if _runs(graph, branch, shapes) else None
 
 
 def without(model: nn.Module, gone: Iterable[Branch]) -> nn.Module:
@@ -228,8 +238,8 @@ def _by_place(op: Op) -> bool:
 def _broadcasts(graph: Graph, branch: Branch) -> bool:
     """Say whether a constant of one number a channel does as well as one of the full size until it meets such a one.
 
-    It does for whatever is elementwise, for means, and for products with a weight at each place; not where an operator
-    sees how large its operand is, as a convolution that pads.
+    It does for whatever is elementwise, for means, for other orders of the dimensions, and for layers that look at each
+    place alone; not where an operator sees how large its operand is, as a convolution that pads.
     """
     replaced = {id(op) for path in (*branch.gone, *branch.ends) for op in _within(graph, path)}
     last = {id(_within(graph, end)[-1]) for end in branch.ends}
@@ -240,7 +250,7 @@ def _broadcasts(graph: Graph, branch: Branch) -> bool:
         elif id(op) not in replaced and constant.intersection(op.reads):
             elementwise = op.name in RULES and RULES[op.name].follow is pointwise
             if constant.issuperset(op.reads):
-                if not (elementwise or _by_place(op) or op.name == "mean"):
+                if not (elementwise or _by_place(op) or op.name in ("mean", "permute", "transpose")):
                     return False
                 constant.update(op.writes)
             elif not elementwise:
@@ -264,14 +274,28 @@ class _Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return carried_out(func, RULES.get(func._schema.name.removeprefix("aten::")), args, kwargs or {})
 
 
-def _sizes(graph: Graph, branch: Branch) -> dict[str, tuple[int, ...]]:
-    """Return the size of an image's output at each end, -1 for the channels."""
-    sizes = {}
-    for end, layer in branch.ends.items():
-        size = list(graph.tracer.buffers[_output(graph, layer)].shape)
-        size[_channels(graph.modules[layer])] = -1
-        sizes[end] = tuple(size[1:])
+def _output_sizes(graph: Graph, shapes: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the sizes of the modules' outputs by path, those that are tensors."""
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    def hook(path: str, output: Any) -> None:
+        if isinstance(output, Tensor):
+            sizes[path] = tuple(output.shape)
+
+    modules = dict(shapes.named_modules())
+    handles = [m.register_forward_hook(lambda _, __, out, path=path: hook(path, out)) for path, m in modules.items()]
+    with torch.inference_mode(False), torch.no_grad(), evaluating(shapes), _Shapes():  # type: ignore[no-untyped-call]
+        shapes(torch.empty_like(graph.example))
+    for handle in handles:
+        handle.remove()
     return sizes
+
+
+def _size(output: tuple[int, ...], layer: nn.Module) -> tuple[int, ...]:
+    """Return the size of an image's output, -1 for the channels."""
+    size = list(output)
+    size[_channels(layer)] = -1
+    return tuple(size[1:])
 
 
 def _output(graph: Graph, path: str) -> int:
