@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from edgewise.errors import RunFolderError
@@ -133,6 +133,16 @@ def display_name(model: str) -> str:
             rest = [part.upper() if part == "bn" else part for part in model.removeprefix(prefix).split("_") if part]
             return family + "-".join(rest) if family.endswith("V") else "-".join([family, *rest])
     return model
+
+
+def display_data(source: str) -> str:
+    """Return the name of data that were read: of a folder of the user's own its last part.
+
+    >>> display_data("pack:/mnt/sets/flowers"), display_data("cifar10:/mnt/sets"), display_data("fashion-mnist")
+    ('flowers', 'cifar10', 'fashion-mnist')
+    """
+    kind, _, place = source.partition(":")
+    return PurePath(place).name or source if kind in ("pack", "folder") else kind
 
 
 def conditions(measurement: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from edgewise.page import (
     Told,
     change,
     conditions,
+    display_data,
     display_name,
     facts,
     fewer,
@@ -139,7 +140,7 @@ def headline(results: Row) -> str:
 
 
 def _subject(results: Row) -> str:
-    return f"{display_name(results['model'])} on {results['data']}"
+    return f"{display_name(results['model'])} on {display_data(results['data'])}"
 
 
 def _claims(results: Row) -> list[Told]:
