@@ -1,6 +1,7 @@
 """Branches that go whole: which can, that it is exact, and that the record brings them back as they are: gone."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,76 @@ def test_behind_its_end_a_padded_convolution_sees_the_whole_constant() -> None:
     with torch.no_grad():
         expected, got = silence(net, graph, {"a": []})(x), shrink(net, graph, {"a": []})(x)
     assert (got - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+class ConvAct(nn.Conv2d):
+    """A convolution that goes on to an activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.silu(super().forward(x))
+
+
+class TwoResults(nn.Conv2d):
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return super().forward(x), None
+
+
+class Odd(nn.Module):
+    """A residual block whose parts come together in a way of its own."""
+
+    def __init__(self, merge: Callable[[nn.Module, Tensor, Tensor], Tensor], b: type[nn.Conv2d] = nn.Conv2d) -> None:
+        super().__init__()
+        self.merge = merge
+        self.stem, self.a, self.b, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1), b(12, 8, 1), nn.Conv2d(8, 2, 1)
+        self.behind, self.up = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ConvTranspose2d(8, 8, 1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.merge(self, x, self.b(self.a(x).relu())))
+
+
+class Alias(nn.Module):
+    """Its branch is called by another name than that of its modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.head = (nn.Conv2d(i, o, 1) for i, o in ((3, 8), (8, 12), (12, 8), (8, 2)))
+        self.body = nn.Sequential(self.a, nn.ReLU(), self.b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.body(x))
+
+
+def gated(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return x + m.behind(y * x.mean((2, 3), keepdim=True))
+
+
+ODD: dict[str, tuple[Callable[[], nn.Module], bool]] = {
+    "in place behind the end": (lambda: Odd(lambda m, x, y: x + nn.functional.silu(y, inplace=True)), True),
+    "an activation in the end": (lambda: Odd(lambda m, x, y: x + y, ConvAct), True),
+    "a gate before a padded filter": (lambda: Odd(gated), True),
+    "zeros between places": (lambda: Odd(lambda m, x, y: x + m.up(y)[..., :6, :6]), True),
+    "a number of the width": (lambda: Odd(lambda m, x, y: x * y.shape[-1] ** -0.5 + y), False),
+    "two results": (lambda: Odd(lambda m, x, y: x + m.behind(y[0]), TwoResults), False),
+    "another name": (Alias, False),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_goes_is_exact_or_does_not_go(name: str) -> None:
+    make, goes = ODD[name]
+    torch.manual_seed(0)
+    net, x = make().double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    graph = trace(net, x)
+    assert ("a" in graph.branches) == goes
+    if goes:
+        small = shrink(net, graph, {"a": []})
+        with torch.no_grad():
+            expected = silence(net, graph, {"a": []})(x)
+            for _ in range(2):  # what works in place must leave the constant as it is
+                assert (small(x) - expected).abs().max() <= 1e-12 * expected.abs().max()
+        small.train()(x).sum().backward()
 
 
 class NormAct(nn.BatchNorm2d):

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -28,6 +30,7 @@ from edgewise.graph.groups import Graph, Group
 from edgewise.graph.rules import RULES, pointwise
 from edgewise.graph.trace import Op, carried_out, evaluating
 
+TOLERANCE = 1e-3  # relative, in the precision of the network
 NORMALISATIONS = ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training")
 
 
@@ -68,7 +71,9 @@ class Constant(nn.Module):
         shape = [1] * x.dim()
         shape[self.dim] = -1
         value = self.value.view(shape)
-        return value if self.size is None else value.expand(x.shape[0], *self.size).clone()
+        if self.size is not None:
+            value = value.expand(x.shape[0], *self.size)
+        return value.clone()  # what comes behind may work in place
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,30 @@ def branches(graph: Graph) -> dict[str, Branch]:
     tensors = (*graph.model.parameters(), *graph.model.buffers())
     shapes = copy.deepcopy(graph.model, {id(t): torch.empty_like(t, device="meta") for t in tensors})
     outputs = cache(lambda: _output_sizes(graph, shapes))
-    inside = {group.name: branch for group in graph.groups if (branch := _branch(graph, group))}
-    return {name: form for name, branch in inside.items() if (form := _form(graph, branch, shapes, outputs))}
+    inside = {g.name: branch for g in graph.groups if g.name not in graph.rigid and (branch := _branch(graph, g))}
+    found = {name: form for name, branch in inside.items() if (form := _form(graph, branch, shapes, outputs))}
+    exact = [name for name, branch in found.items() if all(graph.by_name[group].exact for group in branch.groups)]
+    if exact and not _equal(graph, found, exact):  # each alone: what the shapes do not show, the values do
+        found = {name: branch for name, branch in found.items() if name not in exact or _equal(graph, found, [name])}
+    return found
+
+
+def _equal(graph: Graph, found: Mapping[str, Branch], names: Sequence[str]) -> bool:
+    """Say whether the network without some branches is the one in which nothing reads their channels, on noise."""
+    from edgewise.graph.surgery import silenced  # which takes branches out, and so needs this module
+
+    groups = [graph.by_name[name] for name in names]
+    small = without(graph.model, [found[name] for name in names])
+    whole = silenced(graph.model, [(group, np.arange(group.size)) for group in groups])
+    kind = next((p for p in graph.model.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *graph.example.shape[1:], generator=generator).to(kind)
+    with suppress(Exception), torch.inference_mode(False), torch.no_grad(), evaluating(small), evaluating(whole):
+        small(x)  # what keeps a state would differ when it runs again
+        expected, got = whole(x), small(x)
+        error = (got - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(kind.dtype).tiny)
+        return got.shape == expected.shape and bool(error <= TOLERANCE)
+    return False
 
 
 def _form(
@@ -114,6 +141,8 @@ def _form(
             runs = _runs(graph, branch, shapes)
     if not runs:
         return None
+    if not branch.ends.keys() <= outputs().keys():
+        return None  # a module that gives out more than a tensor
     sizes = {end: _size(outputs()[end], graph.modules[layer]) for end, layer in branch.ends.items()}
     branch = dataclasses.replace(branch, sizes=sizes)
     return branch if _runs(graph, branch, shapes) else None
@@ -133,7 +162,8 @@ def _replacements(model: nn.Module, gone: Iterable[Branch]) -> dict[str, nn.Modu
     for branch in (gone := list(gone)):
         for end, layer in branch.ends.items():
             modules[end] = _constant(model.get_submodule(layer), model.get_submodule(end), branch.sizes.get(end))
-    return modules | {path: Nothing() for branch in gone for path in branch.gone}
+    modules |= {path: Nothing() for branch in gone for path in branch.gone}
+    return {path: module for path, module in modules.items() if not any(path.startswith(f"{p}.") for p in modules)}
 
 
 def replace(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -146,12 +176,12 @@ def replace(model: nn.Module, path: str, module: nn.Module) -> None:
 def _constant(layer: nn.Module, end: nn.Module, size: tuple[int, ...] | None) -> Constant:
     """Return what a layer gives out whose inputs are all 0, through the normalisation behind it if there is one."""
     weight: Any = layer.weight
-    bias: Any = layer.bias
-    with torch.no_grad(), evaluating(end):
-        value: Tensor = weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
-        if end is not layer:
-            value = end(value.view(1, -1, *(1,) * (weight.dim() - 2))).reshape(-1)
-    return Constant(value, _channels(layer), size)
+    channels = weight.shape[1]
+    places = [d * (k - 1) + 1 for d, k in zip(getattr(layer, "dilation", ()), weight.shape[2:], strict=True)]
+    with torch.no_grad(), evaluating(layer), evaluating(end):
+        value: Tensor = layer(weight.new_zeros(1, channels, *places))[(..., *[slice(0, 1)] * len(places))]
+        value = end(value) if end is not layer else value
+    return Constant(value.reshape(-1).clone(), _channels(layer), size)
 
 
 def _channels(layer: nn.Module) -> int:
@@ -177,11 +207,15 @@ def _branch(graph: Graph, group: Group) -> Branch | None:
         more = [g for g in graph.groups if g not in emptied and (r := _modules(g, reads=True)) and set(r) <= dead]
         if not more:
             break
+        if group.exact and not all(other.exact for other in more):
+            return None
         emptied += more
         gone |= {path for g in more for path in _modules(g, reads=False)}
     ends = {end: layer for end, layer in ends.items() if end not in gone}  # what leads back into the branch is no end
     gone |= {layer for end, layer in ends.items() if end != layer}
+    names = Counter(id(module) for _, module in graph.model.named_modules(remove_duplicate=False))
     alone = all(_inside(graph, path) for path in gone)
+    alone = alone and all(names[id(graph.modules[path])] == 1 for path in (*gone, *ends))
     if not ends or not alone or not all(_whole(graph, g) for g in emptied):
         return None
     return Branch(tuple(g.name for g in emptied), tuple(sorted(gone)), ends)
@@ -232,7 +266,14 @@ def _inside(graph: Graph, path: str) -> bool:
 
 def _by_place(op: Op) -> bool:
     """Say whether an operator is a layer that multiplies the channels at each place alone."""
-    return op.layer is not None and not any(op.layer.shape.padding) and set(op.layer.shape.kernel) <= {1}
+    shape = None if op.layer is None else op.layer.shape
+    return shape is not None and shape.kind != "transposed" and not any(shape.padding) and set(shape.kernel) <= {1}
+
+
+def _meets_whole(graph: Graph, op: Op, constant: set[int]) -> bool:
+    """Say whether one of an operator's operands is no constant and as large as its result."""
+    shapes = [graph.tracer.buffers[buffer].shape for buffer in (*(op.writes or op.reads[:1]), *op.reads)]
+    return any(shape == shapes[0] for buffer, shape in zip(op.reads, shapes[1:], strict=True) if buffer not in constant)
 
 
 def _broadcasts(graph: Graph, branch: Branch) -> bool:
@@ -255,6 +296,8 @@ def _broadcasts(graph: Graph, branch: Branch) -> bool:
                 constant.update(op.writes)
             elif not elementwise:
                 return False
+            elif not _meets_whole(graph, op, constant):
+                constant.update(op.writes or op.reads[:1])
             elif not op.writes:
                 constant.discard(op.reads[0])  # the sum was written into it
     return True
@@ -316,10 +359,11 @@ def _runs(graph: Graph, branch: Branch, shapes: nn.Module) -> bool:
     x = torch.cat([torch.empty_like(graph.example)] * 2)
     before = {path: shapes.get_submodule(path) for path in (*branch.gone, *branch.ends)}
     try:
-        for path, module in _replacements(graph.model, [branch]).items():
-            replace(shapes, path, module.to("meta"))
-        with suppress(Exception), torch.inference_mode(False), torch.no_grad(), _Shapes():  # type: ignore[no-untyped-call]
-            sizes = {tuple(shapes.train(mode)(x).shape) for mode in (False, True)}
+        with suppress(Exception), torch.inference_mode(False), torch.no_grad():
+            for path, module in _replacements(graph.model, [branch]).items():
+                replace(shapes, path, module.to("meta"))
+            with _Shapes():  # type: ignore[no-untyped-call]
+                sizes = {tuple(shapes.train(mode)(x).shape) for mode in (False, True)}
             return sizes == {(2, *graph.tracer.output_shape[1:])}
     finally:
         for path, module in before.items():

@@ -8,7 +8,7 @@ at its full size, exactly what the shrunk one computes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,9 +61,14 @@ def silence(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
 
     Exact whatever the activations do to zero, since nothing that such a channel holds is read.
     """
+    return silenced(model, _lost(graph, keep))
+
+
+def silenced(model: nn.Module, lost_channels: Iterable[tuple[Group, Atoms]]) -> nn.Module:
+    """Zero every weight that reads these channels of groups, in a copy."""
     silent = copy.deepcopy(model)
     tensors = dict(_stored(silent))
-    for group, lost in _lost(graph, keep):
+    for group, lost in lost_channels:
         for member in group.members:
             if member.reads and member.kind != "padding":
                 index = torch.from_numpy(member.index[lost].reshape(-1))
