@@ -248,7 +248,8 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_no_half_file(recipe: Path, t
 
 
 def started(*arguments: object) -> subprocess.Popen[str]:
-    code = "import sys; sys.argv[0] = 'edgewise'; from edgewise.cli import main; main()"
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # in a background job it is deaf
+    code = f"{listen}; import sys; sys.argv[0] = 'edgewise'; from edgewise.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
