@@ -5,8 +5,8 @@ normalisation behind it makes another constant of that. The branch's modules are
 constant, everything before makes a number that nothing reads, and so is gone from an exported file. Depth is pruned so
 by the same means as width: a width may be zero.
 
-A forward that adds in place (``x += shortcut``) writes the sum into what the branch gave out: there the constant has
-the size that the branch's output had.
+A forward that adds in place (``x += shortcut``) writes the sum into what the branch gave out, and a convolution that
+pads sees how large its input is: there the constant has the size that the branch's output had.
 """
 
 from __future__ import annotations

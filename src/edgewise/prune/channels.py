@@ -40,7 +40,7 @@ class Channels:
         tensors: a parameter for each of its dimensions that makes channels.
         group_of: ``[C]``, the index of each channel's group.
         sizes: ``[G]``, how many channels each group has.
-        groups: they.
+        groups: those given, in the order of their channels.
         count: ``[C]``, how many numbers make each channel, in the parameters' type and on their device.
     """
 

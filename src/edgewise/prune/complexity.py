@@ -12,22 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from edgewise.cost.budget import exceeded
 from edgewise.cost.latency import LatencyModel
 from edgewise.cost.static import CostModel
 from edgewise.graph.groups import Graph
-
-if TYPE_CHECKING:
-    from edgewise.prune.allocate import Problem
+from edgewise.prune.allocate import Floats, Problem, Widths, align
 
 Memory = Literal["activations", "activations+params", "training"]
-Widths = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 KEEP = {"params": "keep_params", "macs": "keep_macs", "memory": "keep_memory", "latency": "keep_latency"}
 # Bytes of weights and bytes of operators' outputs at batch 1 in each memory. "training" is what the tool torchscope
@@ -175,8 +171,7 @@ def _bisection(problem: Problem, settings: Complexity, groups: Widths, least: Wi
 
     def aligned(factor: float) -> Widths:
         exact = wanted(factor)
-        nearest = np.floor(exact / problem.blocks + 0.5).astype(np.int64) * problem.blocks
-        return np.where(exact < sizes, np.clip(nearest, least, sizes), sizes)
+        return np.where(exact < sizes, align(exact, sizes, least, problem.blocks), sizes)
 
     low, high = 0.0, settings.r_max / relative[relative > 0].min()  # at the highest every group has lost r_max
     for _ in range(60):
