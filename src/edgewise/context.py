@@ -20,6 +20,7 @@ from edgewise.graph import trace
 from edgewise.layout import RESULT
 from edgewise.progress import Progress
 from edgewise.prune.candidates import CARE
+from edgewise.prune.config import Prune
 from edgewise.recipe import Recipe
 from edgewise.tasks.classification import Classification
 from edgewise.train import evaluate
@@ -59,17 +60,17 @@ class Context:
         """What the network learns; a training step adds its augmentation and smoothing."""
         return Classification(self.data.mean, self.data.std, len(self.data.classes))
 
-    def limits(self, share: float, dense: Mapping[str, float]) -> dict[str, Limit]:
-        """Return what the recipe's budget says of an artifact, by column.
+    def limits(self, step: Prune, dense: Mapping[str, float]) -> dict[str, Limit]:
+        """Return what a prune step may use of the recipe's budget, by column.
 
         Args:
-            share: how much of the limits on what only measuring shows may be used.
+            step: says how much of the limits on what only measuring shows.
             dense: the dense network's row; of what measuring does not show, shares become amounts.
         """
-        limits = self.recipe.budget.by_column() if self.recipe.budget else {}
+        share = step.budget_share
         return {
             name: Limit(share * limit.value, limit.of_dense) if name in CARE else Limit(limit.amount(dense[name]))
-            for name, limit in limits.items()
+            for name, limit in self.recipe.limits(step).items()
         }
 
     def inputs(self, split: Split) -> Tensor:

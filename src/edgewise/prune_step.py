@@ -40,7 +40,7 @@ def prune_step(context: Context, place: Place, config: Prune) -> Result:
         config,
         gradients=batches,
         judge=_judge(context, model, config, seed) if config.judged else None,
-        limits=context.limits(config.budget_share, read_result(place.dense)["row"]) if config.budget else {},
+        limits=context.limits(config, read_result(place.dense)["row"]),
         reference=place.dense / ARTIFACT,
         seed=seed,
         progress=context.progress,

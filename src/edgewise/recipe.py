@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 from pydantic import Field, TypeAdapter, ValidationError
 
 from edgewise.budget import Limits
+from edgewise.cost.budget import Limit
 from edgewise.distill.logits import Distill
 from edgewise.errors import RecipeError, nearest
 from edgewise.prune.config import Prune
@@ -144,6 +145,10 @@ class Recipe:
         whole = any(isinstance(step, Quantize) for step in self.step)
         threads = [step.threads for step in self.step if isinstance(step, Measure)]
         return {"precision": "int8" if whole else "float32", "threads": threads[-1] if threads else None}
+
+    def limits(self, step: Prune) -> dict[str, Limit]:
+        """Return the limits of the budget that a prune step keeps within, by the columns of results.json."""
+        return self.budget.by_column() if self.budget and step.budget else {}
 
     def for_artifact(self, step: Prune) -> Prune:
         """Fill in the precision and the threads that a prune step leaves open: those of the artifact."""

@@ -166,7 +166,7 @@ def check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> None
     for name in config.whole:
         if name not in graph.by_name:
             raise RecipeError(f'step.{index}.whole: no group is called "{name}"; {nearest(name, graph.by_name)}')
-    static = {name: limit for name, limit in _limits(recipe, config).items() if name not in CARE}
+    static = {name: limit for name, limit in recipe.limits(config).items() if name not in CARE}
     if static or config.keeps not in ([], ["keep_latency"]):  # else only measuring shows what can be reached
         _try(index, replace(config, keep_latency=None), model, example, static)
 
@@ -182,17 +182,13 @@ def check_reach(recipe: Recipe, model: nn.Module, example: torch.Tensor, progres
     if (first := _first_prune(recipe)) is None:
         return
     index, config = first
-    limits = _limits(recipe, config)
+    limits = recipe.limits(config)
     if config.keep_latency is not None or not CARE.keys().isdisjoint(limits):
         _try(index, recipe.for_artifact(config), model, example, limits, progress)
 
 
 def _first_prune(recipe: Recipe) -> tuple[int, Prune] | None:
     return next(((index, step) for index, step in enumerate(recipe.step) if isinstance(step, Prune)), None)
-
-
-def _limits(recipe: Recipe, config: Prune) -> dict[str, Limit]:
-    return recipe.budget.by_column() if recipe.budget and config.budget else {}
 
 
 def _try(
