@@ -73,6 +73,32 @@ def test_a_wrong_model_is_corrected_until_the_measured_latency_holds_and_is_used
     assert seconds[:3] == sorted(seconds[:3], reverse=True)  # the shares that are measured first
 
 
+class Moody(MadeUp):
+    """A machine that runs every network 10 % slower in every third process."""
+
+    processes = 0
+
+    def measure(self, candidates: Sequence[Mapping[str, Sequence[int]]]) -> list[dict[str, float]]:
+        self.processes += 1
+        slower = 1.1 if self.processes % 3 == 0 else 1.0
+        return [{"latency_s": slower * figures["latency_s"]} for figures in super().measure(candidates)]
+
+
+def test_a_latency_holds_in_the_slowest_of_three_processes(graph) -> None:
+    cost = CostModel(graph)
+
+    def truth(widths):
+        return cost.quantity("macs", widths) * 1e-11
+
+    for started in range(3):
+        machine = Moody(graph, truth, truth)
+        machine.processes = started
+        limit = 0.5 * float(truth(graph.sizes))
+        keep, trials = within(machine, {"latency_s": limit}, graph.prunable(), chooser(graph))
+        assert 1.1 * truth(graph.widths(keep)) <= limit
+        assert max(trial.measured["latency_s"] for trial in trials) >= 1.1 * truth(graph.widths(keep))
+
+
 def test_a_latency_that_no_candidate_reaches_says_what_was_measured(graph) -> None:
     machine = MadeUp(graph, lambda widths: 1.0, lambda widths: CostModel(graph).quantity("macs", widths) * 1e-11)
     with pytest.raises(

@@ -6,7 +6,7 @@ how an operator works, so that they are constants to whatever traces the network
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,6 @@ from edgewise.models.operators import OPERATORS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-Tap = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {}
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+AVERAGE_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 LONGEST = 1 << 31  # from which an end stands for the end of the axis
 FLOAT_TYPES = (1, 10, 11, 16)  # ONNX's numbers of float32, float16, float64, bfloat16
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
@@ -38,14 +39,13 @@ RESIZES = {  # mode, coordinates, rounding: torch's mode, and whether corners ar
     ("cubic", "pytorch_half_pixel", ""): ("bicubic", False),
     ("cubic", "align_corners", ""): ("bicubic", True),
 }
-AVERAGE_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
-def operator(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enter a function under ONNX's names."""
+def operator(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter a function under ONNX's name."""
 
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
-        OPERATORS.update(dict.fromkeys(names, function))
+        OPERATORS[name] = function
         return function
 
     return enter

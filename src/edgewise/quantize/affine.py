@@ -117,14 +117,12 @@ def choose(low: Tensor, high: Tensor, spec: QSpec) -> QParams:
     """
     lowest, highest = spec.codes
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
-    if spec.symmetric:
-        scale = torch.maximum(-low, high) / (highest - spec.middle)
-        zero_point = torch.full_like(scale, spec.middle)
-    else:
-        scale = (high - low) / (highest - lowest)
-        scale = torch.where(scale > 0, scale.clamp(min=SMALLEST_SCALE), torch.ones_like(scale))
-        zero_point = (lowest - low / scale).round().clamp(lowest, highest)
-    scale = torch.where(scale > 0, scale.clamp(min=SMALLEST_SCALE), torch.ones_like(scale))
+    covered = (
+        torch.maximum(-low, high) / (highest - spec.middle) if spec.symmetric else (high - low) / (highest - lowest)
+    )
+    scale = torch.where(covered > 0, covered.clamp(min=SMALLEST_SCALE), 1.0)
+    nearest = (lowest - low / scale).round().clamp(lowest, highest)
+    zero_point = torch.full_like(scale, spec.middle) if spec.symmetric else nearest
     return QParams(scale, zero_point.to(torch.int32))
 
 
