@@ -25,7 +25,7 @@ from edgewise.errors import RecipeError, nearest
 from edgewise.prune.config import Prune
 from edgewise.prune.dhspg import Dhspg
 from edgewise.prune.hesso import Hesso
-from edgewise.quantize.static import Quantize
+from edgewise.quantize.config import Quantize
 from edgewise.train.config import TrainConfig
 
 

@@ -121,7 +121,7 @@ def _quantize(context: Context, place: Place, config: Quantize) -> Result:
     model = network.load(place.before)
     network.save(model, context.builder, place.after)
     images = context.calibration(config.calibration, mixed_seed(context.recipe.seed, place.index))
-    float_file = export(model, context.example, place.after / "float.onnx")
+    float_file = export(model, context.example, place.after / "float.onnx", names=True)
     artifact = quantize_static(float_file, place.after / ARTIFACT, images, config, progress=context.progress)
     float_file.unlink()
     checks = compare_int8(model, artifact, context.checked())

@@ -17,6 +17,7 @@ from edgewise.errors import DataError, ModelError, UserError
 from edgewise.export.onnx import export
 from edgewise.export.verify import compare_int8, outputs
 from edgewise.quantize import Quantize, quantize_static, weight_bytes
+from edgewise.quantize.observe import OBSERVERS
 from edgewise.quantize.static import BATCH
 from export.nets import CLASSES, images
 
@@ -112,7 +113,8 @@ def test_weights_are_rounded_to_127_steps_of_each_channels_largest(one_conv: Pat
 def test_ranges_span_all_that_was_seen_in_every_batch(exported: Path, tmp_path: Path) -> None:
     calibration = images(2 * BATCH + 1, seed=4)
     calibration[0, 0, 0, 0], calibration[-1, 0, 0, 0] = -9.0, 21.0  # in the first batch and the last
-    graph, arrays = constants(quantize_static(exported, tmp_path / "int8.onnx", calibration))
+    widest = Quantize(observer="minmax")
+    graph, arrays = constants(quantize_static(exported, tmp_path / "int8.onnx", calibration, widest))
     first = next(node for node in graph.node if node.op_type == "QuantizeLinear")
     assert first.input[0] == "input"
     scale, zero = (arrays[name] for name in first.input[1:])
@@ -125,7 +127,7 @@ def test_an_input_that_is_always_zero_quantises(exported: Path, tmp_path: Path) 
     assert torch.isfinite(outputs(path, torch.zeros(2, 3, 8, 8))).all()
 
 
-@pytest.mark.parametrize("observer", ["minmax", "percentile", "entropy"])
+@pytest.mark.parametrize("observer", sorted(OBSERVERS))
 def test_the_file_agrees_with_the_network_and_nothing_is_said(
     observer: str,
     model: nn.Module,
@@ -146,7 +148,7 @@ def test_reduced_weights_have_seven_bits(exported: Path, tmp_path: Path) -> None
     path = quantize_static(exported, tmp_path / "int8.onnx", images(16), Quantize(reduce_range=True))
     _, arrays = constants(path)
     codes = [array for array in arrays.values() if array.dtype == np.int8 and array.ndim > 1]
-    assert {int(np.abs(array).max()) for array in codes} == {64}
+    assert {int(np.abs(array).max()) for array in codes} == {63}
 
 
 def test_every_operator_is_between_conversions_and_activations_are_fused(quantized: Path) -> None:
@@ -174,7 +176,7 @@ def test_onnx_runtime_computes_all_of_it_in_integers(quantized: Path, tmp_path: 
         "Slice": 2,
         "Pad": 1,
         "QLinearGlobalAveragePool": 1,
-        "Flatten": 1,
+        "Reshape": 1,
         "QGemm": 1,
     }
 
@@ -198,7 +200,8 @@ def test_the_logits_are_not_rounded_to_codes(quantized: Path, tmp_path: Path) ->
 
 def test_a_last_relu_stays_though_the_quantiser_leaves_it_to_the_codes(tmp_path: Path) -> None:
     source = export(EndsInRelu(), images(1), tmp_path / "float.onnx")
-    found = outputs(quantize_static(source, tmp_path / "int8.onnx", images(64)), images(64))
+    widest = Quantize(observer="minmax")
+    found = outputs(quantize_static(source, tmp_path / "int8.onnx", images(64), widest), images(64))
     assert found.min() == 0
     torch.testing.assert_close(found, outputs(source, images(64)), rtol=0, atol=0.05)
 
@@ -305,7 +308,7 @@ def test_a_quantiser_that_fails_is_named_in_one_line_and_leaves_nothing(
     graph = onnx.load(exported)
     graph.graph.node[0].op_type = "Convolution"  # no such operator
     onnx.save(graph, tmp_path / "odd.onnx")
-    with pytest.raises(ModelError, match=r"odd\.onnx: it cannot be quantised: ") as caught:
+    with pytest.raises(ModelError, match=r'odd\.onnx: the operator "Convolution" is not known') as caught:
         quantize_static(tmp_path / "odd.onnx", out / "int8.onnx", images(8))
     assert "\n" not in str(caught.value)
     assert list(out.iterdir()) == list(scratch.iterdir()) == []

@@ -23,12 +23,12 @@ GRAPH = "network"
 LARGEST_BYTES = 2**31 - 1  # what protobuf can hold
 
 
-def compact_(model: ir.Model) -> None:
+def compact_(model: ir.Model, *, names: bool = False) -> None:
     """Take away from an ONNX model, in place, whatever does not change its outputs.
 
     Constants become initialisers and equal ones are stored once; operators that nothing reads go, as do metadata, doc
     strings and the shapes of intermediate tensors, which runtimes infer; tensors are named a, b, ... The names and
-    shapes of inputs and outputs stay.
+    shapes of inputs and outputs stay, and those of the operators where `names` says so.
     """
     import onnx_ir.passes.common as passes
 
@@ -38,16 +38,19 @@ def compact_(model: ir.Model) -> None:
     passes.RemoveUnusedOpsetsPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)
     _shorten_values_(model.graph)
+    if not names:
+        for node in model.graph:
+            node.name = None
     model.metadata_props.clear()
     model.graph.name = GRAPH
     model.producer_name, model.producer_version = PRODUCER, None
 
 
-def write(model: ir.Model, path: Path) -> Path:
+def write(model: ir.Model, path: Path, *, names: bool = False) -> Path:
     """Write an ONNX model to one file, compacted, and whole or not at all; the model is compacted in place."""
     import onnx_ir as ir
 
-    compact_(model)
+    compact_(model, names=names)
     return write_bytes(path, ir.to_proto(model).SerializeToString())
 
 
@@ -66,8 +69,6 @@ def _shorten_values_(graph: ir.Graph) -> None:
         assert value.const_value is not None
         value.const_value.name = value.name
         graph.initializers.add(value)
-    for node in graph:
-        node.name = None
 
 
 def _names() -> Iterator[str]:

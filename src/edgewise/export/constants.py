@@ -9,11 +9,12 @@ fast as a runtime can. The function stays the same, up to the order of additions
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgewise.export.edit import constant, known, only_reader, readers, replace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,7 +40,7 @@ def _broadcast(add: ir.Node) -> None:
         expand, whole = add.inputs[place], add.inputs[other]
         node = None if expand is None else expand.producer()
         same = whole is not None and whole.shape is not None and whole.shape == add.outputs[0].shape
-        if node is not None and node.op_type == "Expand" and _known(node.inputs[0]) is not None and same:
+        if node is not None and node.op_type == "Expand" and known(node.inputs[0]) is not None and same:
             add.replace_input_with(place, node.inputs[0])
             return
 
@@ -52,15 +53,15 @@ def _backward(graph: ir.Graph, add: ir.Node) -> bool:
     x, c = _added_now(add)
     if not _absorb(graph, x, c):
         return False
-    _replace(graph, add, x)
+    replace(graph, add, x)
     return True
 
 
 def _through_relu(graph: ir.Graph, add: ir.Node) -> bool:
     """``relu(relu(z) + c)``, which is ``relu(z + min(c, 0)) + max(c, 0)``: one rectifier less."""
     x, c = _added_now(add)
-    inner, outer = x.producer(), _only_reader(add.outputs[0])
-    if inner is None or outer is None or inner.op_type != "Relu" or outer.op_type != "Relu" or _only_reader(x) is None:
+    inner, outer = x.producer(), only_reader(add.outputs[0])
+    if inner is None or outer is None or inner.op_type != "Relu" or outer.op_type != "Relu" or only_reader(x) is None:
         return False
     below, above = np.minimum(c, 0), np.maximum(c, 0)
     z = inner.inputs[0]
@@ -69,25 +70,25 @@ def _through_relu(graph: ir.Graph, add: ir.Node) -> bool:
     if above.any():
         outer.outputs[0].shape = add.outputs[0].shape
         _set_constant(graph, add, above)
-        _replace(graph, outer, add.outputs[0])
+        replace(graph, outer, add.outputs[0])
     else:
-        _replace(graph, outer, x)
-        _replace(graph, add, x)
+        replace(graph, outer, x)
+        replace(graph, add, x)
     return True
 
 
 def _forward(graph: ir.Graph, add: ir.Node) -> bool:
     """Behind whatever reads the sum, where every reader lets a constant pass."""
     x, c = _added_now(add)
-    readers = _read_by(add.outputs[0])
-    if add.outputs[0].is_graph_output() or all(reader.op_type == "Add" for reader in readers):  # nothing is won
+    behind_it = readers(add.outputs[0])
+    if add.outputs[0].is_graph_output() or all(reader.op_type == "Add" for reader in behind_it):  # nothing is won
         return False
-    behind = [PASSES[reader.op_type](reader, c) if reader.op_type in PASSES else None for reader in readers]
-    if any(made is None for made in behind) or any(_gives_out(reader) for reader in readers):
+    behind = [PASSES[reader.op_type](reader, c) if reader.op_type in PASSES else None for reader in behind_it]
+    if any(made is None for made in behind) or any(_gives_out(reader) for reader in behind_it):
         return False
-    for reader, made in zip(readers, behind, strict=True):
+    for reader, made in zip(behind_it, behind, strict=True):
         _move_behind(graph, reader, made)
-    _replace(graph, add, x)
+    replace(graph, add, x)
     return True
 
 
@@ -99,11 +100,11 @@ def _convolve(graph: ir.Graph, add: ir.Node) -> None:
     import onnx_ir as ir
 
     x, c = _added_now(add)
-    weight, bias = _constant(graph, np.ones((len(c), 1, 1, 1), np.float32)), _constant(graph, c)
+    weight, bias = constant(graph, np.ones((len(c), 1, 1, 1), np.float32)), constant(graph, c)
     conv = ir.node("Conv", [x, weight, bias], attributes={"group": len(c), "kernel_shape": [1, 1]})
     conv.outputs[0].shape, conv.outputs[0].type = add.outputs[0].shape, add.outputs[0].type
     graph.insert_before(add, conv)
-    _replace(graph, add, conv.outputs[0])
+    replace(graph, add, conv.outputs[0])
 
 
 # -- where a constant goes --------------------------------------------------------------------------------------------
@@ -112,9 +113,9 @@ def _convolve(graph: ir.Graph, add: ir.Node) -> None:
 def _absorb(graph: ir.Graph, value: ir.Value, c: Values) -> bool:
     """Add a constant to a value by changing the only convolution, or constant, whose sum it is; False where none is."""
     node = value.producer()
-    if node is None or _only_reader(value) is None:
+    if node is None or only_reader(value) is None:
         return False
-    if node.op_type == "Conv" and _known(node.inputs[1]) is not None and _has_known_bias(node):
+    if node.op_type == "Conv" and known(node.inputs[1]) is not None and _has_known_bias(node):
         _set_bias(graph, node, _bias(node) + c)
         return True
     if _added(node) is not None:
@@ -128,7 +129,7 @@ def _absorb(graph: ir.Graph, value: ir.Value, c: Values) -> bool:
 def _behind_conv(conv: ir.Node, c: Values) -> Values | None:
     """Return what a convolution without padding makes of a constant, for each output channel."""
     pads, auto = conv.attributes.get("pads"), conv.attributes.get("auto_pad")
-    weight = _known(conv.inputs[1])
+    weight = known(conv.inputs[1])
     if (
         weight is None
         or not _has_known_bias(conv)
@@ -144,13 +145,13 @@ def _behind_conv(conv: ir.Node, c: Values) -> Values | None:
 
 def _behind_slice(node: ir.Node, c: Values) -> Values | None:
     """Return the constant as it is, where only height and width are cut."""
-    axes = _known(node.inputs[3]) if len(node.inputs) > 3 else None
+    axes = known(node.inputs[3]) if len(node.inputs) > 3 else None
     return c if axes is not None and {int(axis) % 4 for axis in axes} <= SPACE else None
 
 
 def _behind_pad(node: ir.Node, c: Values) -> Values | None:
     """Return the constant with a 0 for each channel that is padded, whatever with."""
-    pads, mode = _known(node.inputs[1]), node.attributes.get("mode")
+    pads, mode = known(node.inputs[1]), node.attributes.get("mode")
     plain = (mode is None or mode.as_string() == "constant") and (len(node.inputs) < 4 or node.inputs[3] is None)
     if pads is None or len(pads) != 8 or not plain or np.delete(pads, [1, 5]).any() or pads.min() < 0:
         return None
@@ -176,11 +177,11 @@ def _move_behind(graph: ir.Graph, reader: ir.Node, c: Any) -> None:
         return
     made = reader.outputs[0]
     if reader.op_type == "GlobalAveragePool" and (linear := _classifier(made)) is not None:
-        weight, bias = (_known(value) for value in linear.inputs[1:])
+        weight, bias = (known(value) for value in linear.inputs[1:])
         transposed = "transB" in linear.attributes and linear.attributes["transB"].as_int() == 1
-        linear.replace_input_with(2, _constant(graph, bias + c @ (weight.T if transposed else weight)))
+        linear.replace_input_with(2, constant(graph, bias + c @ (weight.T if transposed else weight)))
         return
-    add = ir.node("Add", [made, _constant(graph, c.reshape(1, -1, 1, 1))])
+    add = ir.node("Add", [made, constant(graph, c.reshape(1, -1, 1, 1))])
     add.outputs[0].shape, add.outputs[0].type = made.shape, made.type
     ir.convenience.replace_all_uses_with(made, add.outputs[0])
     add.replace_input_with(0, made)
@@ -194,10 +195,10 @@ def _gives_out(reader: ir.Node) -> bool:
 
 def _classifier(pooled: ir.Value) -> ir.Node | None:
     """Return the linear layer behind a global pooling, if it alone reads what was pooled."""
-    flatten = _only_reader(pooled)
+    flatten = only_reader(pooled)
     if flatten is None or flatten.op_type != "Flatten":
         return None
-    axis, linear = flatten.attributes.get("axis"), _only_reader(flatten.outputs[0])
+    axis, linear = flatten.attributes.get("axis"), only_reader(flatten.outputs[0])
     if (
         (axis is not None and axis.as_int() != 1)
         or linear is None
@@ -207,7 +208,7 @@ def _classifier(pooled: ir.Value) -> ir.Node | None:
         return None
     usual = {"alpha": 1, "beta": 1, "transA": 0}
     plain = all(name not in linear.attributes or linear.attributes[name].value == v for name, v in usual.items())
-    return linear if plain and all(_known(value) is not None for value in linear.inputs[1:]) else None
+    return linear if plain and all(known(value) is not None for value in linear.inputs[1:]) else None
 
 
 # -- reading and writing the graph ------------------------------------------------------------------------------------
@@ -218,12 +219,12 @@ def _added(node: ir.Node) -> tuple[ir.Value, Values] | None:
     if node.op_type != "Add":
         return None
     for x, other in (node.inputs, reversed(node.inputs)):
-        constant = _known(other)
-        if x is None or constant is None or _known(x) is not None or x.shape is None or len(x.shape) != 4:
+        held = known(other)
+        if x is None or held is None or known(x) is not None or x.shape is None or len(x.shape) != 4:
             continue
-        shape = (1,) * (4 - constant.ndim) + constant.shape
-        if constant.dtype == np.float32 and constant.ndim <= 4 and shape == (1, x.shape[1], 1, 1):
-            return x, constant.reshape(-1)
+        shape = (1,) * (4 - held.ndim) + held.shape
+        if held.dtype == np.float32 and held.ndim <= 4 and shape == (1, x.shape[1], 1, 1):
+            return x, held.reshape(-1)
     return None
 
 
@@ -233,57 +234,21 @@ def _added_now(node: ir.Node) -> tuple[ir.Value, Values]:
     return found
 
 
-def _known(value: ir.Value | None) -> Any:
-    return None if value is None or value.const_value is None else value.const_value.numpy()
-
-
-def _read_by(value: ir.Value) -> list[ir.Node]:
-    return [use.node for use in value.uses()]
-
-
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    readers = _read_by(value)
-    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
-
-
 def _has_known_bias(conv: ir.Node) -> bool:
-    return len(conv.inputs) < 3 or conv.inputs[2] is None or _known(conv.inputs[2]) is not None
+    return len(conv.inputs) < 3 or conv.inputs[2] is None or known(conv.inputs[2]) is not None
 
 
 def _bias(conv: ir.Node) -> Values:
-    weight, bias = _known(conv.inputs[1]), _known(conv.inputs[2]) if len(conv.inputs) > 2 else None
+    weight, bias = known(conv.inputs[1]), known(conv.inputs[2]) if len(conv.inputs) > 2 else None
     return np.zeros(len(weight), np.float32) if bias is None else bias
 
 
 def _set_bias(graph: ir.Graph, conv: ir.Node, bias: Values) -> None:
     if len(conv.inputs) < 3:
         conv.resize_inputs(3)
-    conv.replace_input_with(2, _constant(graph, bias))
+    conv.replace_input_with(2, constant(graph, bias))
 
 
 def _set_constant(graph: ir.Graph, add: ir.Node, c: Values) -> None:
-    place = next(i for i, value in enumerate(add.inputs) if _known(value) is not None)
-    add.replace_input_with(place, _constant(graph, c.reshape(1, -1, 1, 1)))
-
-
-def _constant(graph: ir.Graph, values: Values) -> ir.Value:
-    import onnx_ir as ir
-
-    name = next(name for i in count(len(graph.initializers)) if (name := f"constant_{i}") not in graph.initializers)
-    values = np.ascontiguousarray(values, np.float32)
-    value = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(ir.DataType.FLOAT))
-    value.const_value = ir.Tensor(values, name=name)
-    graph.initializers.add(value)
-    return value
-
-
-def _replace(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Let whatever reads a node's output read another value, and take the node away."""
-    import onnx_ir as ir
-
-    old = node.outputs[0]
-    if old in graph.outputs:
-        graph.outputs[:] = [value if output is old else output for output in graph.outputs]
-        value.name, old.name = old.name, None
-    ir.convenience.replace_all_uses_with(old, value)
-    graph.remove(node, safe=True)
+    place = next(i for i, value in enumerate(add.inputs) if known(value) is not None)
+    add.replace_input_with(place, constant(graph, c.reshape(1, -1, 1, 1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
 OPSET = 20  # the first with Gelu
+SCOPES = "pkg.torch.onnx.name_scopes"  # the modules around an operator, and the operator, as a Python list
 
 
-def export(model: nn.Module, example: Tensor, path: Path) -> Path:
+def export(model: nn.Module, example: Tensor, path: Path, *, names: bool = False) -> Path:
     """Write a network as an ONNX file, in evaluation mode.
 
     Batch normalisations are folded into the convolutions before them, constants are computed, and those that removed
@@ -34,6 +36,7 @@ def export(model: nn.Module, example: Tensor, path: Path) -> Path:
         model: one tensor in, one tensor out, in float32.
         example: an input ``[N, C, H, W]`` float32; its values do not matter.
         path: where the file goes; written whole or not at all.
+        names: keep the names of the layers in it, for whoever shall tell them apart; some bytes each.
 
     Raises:
         ModelError: the forward raises, returns something else than a float32 tensor, mixes the images of a batch or
@@ -49,9 +52,10 @@ def export(model: nn.Module, example: Tensor, path: Path) -> Path:
                 f"it must return float32 [{len(inputs)}, ...]"
             )
         network = _to_onnx(model, inputs)
+    name_layers_(network.graph)
     pool_globally_(network.graph)
     absorb_constants_(network.graph)
-    return write(network, path)
+    return write(network, path, names=names)
 
 
 def _to_onnx(model: nn.Module, inputs: Tensor) -> ir.Model:
@@ -86,6 +90,17 @@ def _cause(error: BaseException) -> str:
         error = error.__cause__
     first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first_line}"
+
+
+def name_layers_(graph: ir.Graph) -> None:
+    """Give each operator with weights the name of its module, and no name to any other, in place."""
+    for node in graph:
+        weight = node.inputs[1].name if len(node.inputs) > 1 and node.inputs[1] is not None else None
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+        if weight is not None and weight.endswith(".weight"):
+            node.name = weight.removesuffix(".weight")
+        else:
+            node.name = scopes[-2] if node.op_type in ("Gemm", "MatMul") and len(scopes) > 2 else None
 
 
 def pool_globally_(graph: ir.Graph) -> None:

@@ -75,6 +75,15 @@ class OnnxNetwork(nn.Module):
         """Let a module see the tensor of that name, and replace it."""
         self.taps[_key(name)] = module
 
+    def tapped(self, name: str) -> nn.Module | None:
+        """Return the module that sees the tensor of that name, if there is one."""
+        return self.taps[_key(name)] if _key(name) in self.taps else None  # noqa: SIM401 - a ModuleDict has no get
+
+    def weight(self, name: str) -> nn.Parameter:
+        """Return the constant of that name."""
+        found: nn.Parameter = self.weights[_key(name)]
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         """Run every operator in the file's order, on ``[N, C, H, W]`` float32."""
         values: dict[str, Any] = {"": None, **self.constants}

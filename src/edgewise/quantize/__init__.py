@@ -1,6 +1,7 @@
 """Fewer bits a number: int8 weights and activations, from calibration images."""
 
+from edgewise.quantize.config import Quantize
 from edgewise.quantize.memory import ActivationCost, activation_cost, weight_bytes
-from edgewise.quantize.static import Quantize, quantize_static
+from edgewise.quantize.static import Calibrated, quantize_static
 
-__all__ = ["ActivationCost", "Quantize", "activation_cost", "quantize_static", "weight_bytes"]
+__all__ = ["ActivationCost", "Calibrated", "Quantize", "activation_cost", "quantize_static", "weight_bytes"]

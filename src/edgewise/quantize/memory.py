@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from edgewise.errors import ModelError
-from edgewise.quantize.static import INTEGER_OPS, TO_FLOAT_OPS, read
+from edgewise.quantize.sites import ARITHMETIC, MOVES, TO_FLOAT
+from edgewise.quantize.static import read
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+INTEGER_OPS = ("Conv", "Gemm", *ARITHMETIC, *MOVES)
 VIEWS = (
     *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"),
     *("Transpose", "Slice", "Split", "Expand"),
@@ -146,7 +148,7 @@ def _runs_on_codes(node: ir.Node, operands: list[ir.Value]) -> bool:
     """Whether all that an operator reads comes from codes, and all that it gives becomes codes, or may stay float."""
     if node.op_type not in INTEGER_OPS or _interpolates(node) or not operands:
         return False
-    to_codes = node.op_type in TO_FLOAT_OPS or all(_quantized(value) for value in node.outputs)
+    to_codes = node.op_type in TO_FLOAT or all(_quantized(value) for value in node.outputs)
     return to_codes and all(_codes(value) is not value for value in operands)
 
 

@@ -3,6 +3,7 @@
 Each sees the blocks that share a scale as rows, batch after batch, in memory that does not grow with their number.
 
 - ``minmax``: all that was seen.
+- ``mean``: the average of the images' minima and maxima.
 - ``moving``: an average of the batches' minima and maxima.
 - ``percentile``: all but a share of the numbers on either side.
 - ``mse``: the range whose codes are nearest to the numbers, by the mean square.
@@ -48,13 +49,17 @@ class Observer(ABC):
     def __init__(self, spec: QSpec) -> None:
         self.spec = spec
         self._grid: tuple[int, ...] | None = None
+        self._first: Tensor | None = None
+        self._same = True
 
     def update(self, x: Tensor) -> None:
         """See a tensor; all must have as many blocks as the first."""
         grid = self.spec.grid(x.shape)
         if self._grid not in (None, grid):
             raise ValueError(f"a tensor of {list(grid)} blocks, after one of {list(self._grid or ())}")
-        self._grid = grid
+        first = x.detach().flatten()[:1].clone() if self._first is None else self._first
+        self._same = self._same and bool((x == first).all())
+        self._grid, self._first = grid, first
         self._see(self.spec.rows(x.detach().float()))
 
     def range(self) -> Range:
@@ -67,6 +72,11 @@ class Observer(ABC):
             raise ValueError("nothing was seen yet")
         low, high = self._range()
         return Range(low.clamp(max=0).reshape(self._grid), high.clamp(min=0).reshape(self._grid))
+
+    @property
+    def constant(self) -> bool:
+        """Whether all numbers that were seen are one and the same."""
+        return self._grid is not None and self._same
 
     @abstractmethod
     def _see(self, rows: Tensor) -> None:
@@ -93,6 +103,41 @@ class MinMax(Observer):
     def _range(self) -> tuple[Tensor, Tensor]:
         assert self._seen is not None
         return self._seen
+
+
+class Mean(Observer):
+    """Covers the average extremes of the images, which are the first dimension: what is rare within one is cut off.
+
+    Where an image has a single number for each channel, as pooled ones have, its extremes are what tells it from
+    others, and all that was seen is covered.
+    """
+
+    def __init__(self, spec: QSpec) -> None:
+        super().__init__(spec)
+        self._extremes: tuple[Tensor, Tensor] | None = None
+        self._images = 0
+
+    def update(self, x: Tensor) -> None:
+        """See a map's images one by one."""
+        self._averages = x.dim() > 2 and x.numel() > x.shape[0] * x.shape[1 if x.dim() == 4 else -1]
+        for part in torch.split(x, 1) if self._averages else [x]:
+            super().update(part)
+
+    def _see(self, rows: Tensor) -> None:
+        low, high = (end.double() for end in rows.aminmax(dim=1))
+        if self._extremes is not None:
+            before = self._extremes
+            if self._averages:
+                low, high = before[0] + low, before[1] + high
+            else:
+                low, high = torch.minimum(before[0], low), torch.maximum(before[1], high)
+        self._extremes = low, high
+        self._images = self._images + 1 if self._averages else 1
+
+    def _range(self) -> tuple[Tensor, Tensor]:
+        assert self._extremes is not None
+        low, high = self._extremes
+        return (low / self._images).float(), (high / self._images).float()
 
 
 class MovingAverage(Observer):
@@ -254,6 +299,7 @@ class Entropy(Searched):
 
 OBSERVERS: dict[str, Callable[[QSpec], Observer]] = {
     "minmax": MinMax,
+    "mean": Mean,
     "moving": MovingAverage,
     "percentile": Percentile,
     "mse": LeastSquares,

@@ -11,163 +11,104 @@ CVPR 2018, arXiv 1712.05877.
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import tempfile
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from edgewise.errors import DataError, ModelError, UserError, one_line
 from edgewise.export.compact import write
-from edgewise.export.quiet import quietly
+from edgewise.models.onnx import OnnxNetwork
 from edgewise.progress import Progress
-from edgewise.quantize.rewrite import float_outputs_, pad_codes_
+from edgewise.quantize.config import FEWEST_IMAGES, Quantize
+from edgewise.quantize.correct import correct_biases_
+from edgewise.quantize.prepare import prepare
+from edgewise.quantize.qdq import to_qdq
+from edgewise.quantize.simulate import attach, calibrate
+from edgewise.quantize.sites import Layer, Sites, find_sites
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-FEWEST_IMAGES = 8
 BATCH = 16  # the percentile and entropy observers hold every activation of a batch at once
-
-# Operators that ONNX Runtime's CPU kernels compute on codes, or that only move codes. A quantised operator outside
-# this list, such as LayerNormalization, would be computed on floats, between conversions that cost time and accuracy.
-INTEGER_OPS = (
-    *("Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid"),
-    *("MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Split", "Slice", "Gather", "Pad", "Resize"),
-    *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
-)
-STORED_OPS = ("ConvTranspose",)  # has no integer kernel, but weights that are stored in a quarter of the bytes
-TO_FLOAT_OPS = ("Gemm", "MatMul")  # their integer kernels can give out floats
+CORRECTION_IMAGES = 64  # of which every activation of a layer is held at once
+REDUCED_BITS = 7
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quantize:
-    """Turn the network into an int8 artifact, calibrated on training images.
+class Calibrated:
+    """A float file whose activations' ranges are known: it is simulated and written from here, without any layers.
 
     Args:
-        scheme: "int8_static" as this module describes.
-        calibration: how many images the ranges are found on.
-        observer: what a tensor's range is: "minmax" all that was seen; "percentile" leaves out the share of values
-            beyond `percentile`; "entropy" the range whose codes keep the most information. On ResNet-20 minmax agreed
-            with the float network as often as the others, with the smallest logit error (0.035; percentile 0.037,
-            entropy 0.035), in a third of the time. On MobileNetV2, whose activations have outliers, percentile had
-            the smallest (0.16 against 0.20; 0.13 at 99.99).
-        percentile: share of values inside the range, in percent; only "percentile" reads it.
-        reduce_range: give weights 7 bits, for x86 processors without VNNI, where sums of full products saturate.
+        float_onnx: what `edgewise.export.onnx.export` wrote, or another float file.
+        images: inputs to find the activations' ranges on, ``[N, C, H, W]`` float32, at least 8.
+        config: how; by default `Quantize()`. Its `calibration` is for those who choose the images, all are used here.
+        progress: is told ("calibrate", done, total).
+
+    Raises:
+        DataError: the images are too few, do not fit the file, or hold NaN or infinity.
+        ModelError: the file is no ONNX file, is quantised already, or cannot be quantised.
+        UserError: there is no such file.
     """
 
-    kind: Literal["quantize"] = "quantize"
-    scheme: Literal["int8_static"] = "int8_static"
-    calibration: int = 256
-    observer: Literal["minmax", "percentile", "entropy"] = "minmax"
-    percentile: float = 99.999
-    reduce_range: bool = False
+    def __init__(
+        self, float_onnx: Path, images: Tensor, config: Quantize | None = None, progress: Progress | None = None
+    ) -> None:
+        self.path, self.config = float_onnx, config or Quantize()
+        network = read(float_onnx)
+        _check_float(network, float_onnx)
+        _check_images(images, network.graph.inputs[0], float_onnx)
+        self.images = images.detach().cpu()
+        try:
+            self._network = prepare(network)
+            sites = find_sites(self._network.graph)
+            observers = calibrate(
+                OnnxNetwork(self._network.graph), sites.observed, self.images, self.config.ranges, BATCH, progress
+            )
+        except UserError as error:
+            raise type(error)(f"{float_onnx}: {error}") from error
+        except Exception as error:  # whatever operators with impossible settings make of images
+            raise ModelError(f"{float_onnx}: it cannot be quantised: {one_line(error)}") from error
+        self.layers: dict[str, Layer] = {**sites.layers, **sites.stored}
+        self.ranges = {name: observer.range() for name, observer in observers.items()}
+        self.constant = tuple(
+            sorted(layer.name for layer in self.layers.values() if _is_constant(observers, sites, layer))
+        )
+        """The layers that read the same number everywhere, on every image."""
 
-    def __post_init__(self) -> None:
-        if self.calibration < FEWEST_IMAGES:
-            raise ValueError(f"calibration = {self.calibration}: at least {FEWEST_IMAGES} images")
-        if not 50 < self.percentile <= 100:
-            raise ValueError(f"percentile = {self.percentile}: more than 50, at most 100")
+    def sites(self, exclude: Collection[str] = ()) -> Sites:
+        """Say what becomes codes when layers are left out, beside those that the settings leave out."""
+        return find_sites(self._network.graph, {*self.config.exclude, *exclude})
+
+    def simulated(self, exclude: Collection[str] = ()) -> OnnxNetwork:
+        """Make the network that computes in floats what the file will compute in integers."""
+        network, sites = OnnxNetwork(self._network.graph), self.sites(exclude)
+        attach(network, sites, self.ranges, REDUCED_BITS if self.config.reduce_range else 8)
+        if self.config.correct_bias:
+            correct_biases_(network, sites.layers.values(), self.images[:CORRECTION_IMAGES])
+        return network
+
+    def write(self, out: Path, exclude: Collection[str] = (), simulated: OnnxNetwork | None = None) -> Path:
+        """Write the int8 file, whole or not at all; the outputs of a last linear layer stay float32.
+
+        Args:
+            out: where it goes.
+            exclude: the layers to leave out.
+            simulated: what it shall compute, if not what `simulated(exclude)` makes.
+        """
+        import onnx_ir as ir
+
+        network: ir.Model = ir.from_proto(ir.to_proto(self._network))
+        sites = find_sites(network.graph, {*self.config.exclude, *exclude})
+        return write(to_qdq(network, sites, simulated or self.simulated(exclude)), out)
 
 
 def quantize_static(
     float_onnx: Path, out: Path, calibration: Tensor, config: Quantize | None = None, progress: Progress | None = None
 ) -> Path:
-    """Write the int8 version of a float ONNX file.
-
-    The outputs of a last linear layer stay float32. Nothing is printed; `out` is written whole or not at all.
-
-    Args:
-        float_onnx: what `edgewise.export.onnx.export` wrote.
-        out: where the int8 file goes.
-        calibration: inputs to find the activations' ranges on, ``[N, C, H, W]`` float32, at least 8.
-        config: how; by default `Quantize()`. Its `calibration` is for those who choose the images, all are used here.
-        progress: is told ("calibrate", done, total).
-
-    Raises:
-        DataError: the calibration inputs are too few, do not fit the file, or hold NaN or infinity.
-        ModelError: the file is no ONNX file, is quantised already, or cannot be quantised.
-        UserError: there is no such file.
-    """
-    config = config or Quantize()
-    network = read(float_onnx)
-    _check_float(network, float_onnx)
-    _check_images(calibration, network.graph.inputs[0], float_onnx)
-    feed = _Feed(network.graph.inputs[0].name or "", calibration.detach().cpu(), progress)
-    with tempfile.TemporaryDirectory(prefix="edgewise-") as folder:
-        try:
-            quantized = _quantize(float_onnx, Path(folder), feed, config)
-        except Exception as error:
-            raise ModelError(f"{float_onnx}: it cannot be quantised: {one_line(error)}") from error
-        pad_codes_(quantized.graph)
-        last = network.graph.outputs[0].producer()
-        if last is not None and last.op_type in TO_FLOAT_OPS:
-            float_outputs_(quantized.graph)
-        return write(quantized, out)
-
-
-class _Feed:
-    """Calibration images in batches, as ONNX Runtime's quantiser asks for them."""
-
-    def __init__(self, name: str, images: Tensor, progress: Progress | None) -> None:
-        self.name = name
-        self.batches = torch.split(images, BATCH)
-        self.progress = progress
-        self.stdout = sys.stdout  # the bar's, while the quantiser is kept quiet
-        self.next, self.end = 0, len(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """Give only these batches from now on."""
-        self.next, self.end = start_index, end_index
-
-    def get_next(self) -> dict[str, Any] | None:
-        """Return the next batch by the input's name, or None after the last."""
-        if self.next >= self.end:
-            return None
-        batch = self.batches[self.next]
-        self.next += 1
-        if self.progress is not None:
-            with contextlib.redirect_stdout(self.stdout):
-                self.progress("calibrate", self.next, len(self))
-        return {self.name: batch.numpy()}
-
-
-def _quantize(source: Path, folder: Path, feed: _Feed, config: Quantize) -> ir.Model:
-    """Run ONNX Runtime's quantiser on a file, in a folder of its own."""
-    import onnx_ir as ir
-    from onnxruntime import quantization as ort
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    methods = {
-        "minmax": ort.CalibrationMethod.MinMax,
-        "percentile": ort.CalibrationMethod.Percentile,
-        "entropy": ort.CalibrationMethod.Entropy,
-    }
-    prepared, quantized = folder / "prepared.onnx", folder / "quantized.onnx"
-    with quietly():
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        ort.quantize_static(
-            prepared,
-            quantized,
-            feed,
-            quant_format=ort.QuantFormat.QDQ,
-            activation_type=ort.QuantType.QUInt8,
-            weight_type=ort.QuantType.QInt8,
-            per_channel=True,
-            reduce_range=config.reduce_range,
-            op_types_to_quantize=[*INTEGER_OPS, *STORED_OPS],
-            calibrate_method=methods[config.observer],
-            # Ranges are merged batch by batch, so that memory does not grow with the number of images.
-            extra_options={"CalibStridedMinMax": 1, "CalibPercentile": config.percentile},
-        )
-    return ir.load(quantized)
+    """Write the int8 version of a float ONNX file, as `Calibrated` does; nothing is printed."""
+    return Calibrated(float_onnx, calibration, config, progress).write(out)
 
 
 def read(path: Path) -> ir.Model:
@@ -185,6 +126,10 @@ def read(path: Path) -> ir.Model:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # whatever protobuf makes of bytes that are none of its own
         raise ModelError(f"{path}: no ONNX file: {one_line(error)}") from error
+
+
+def _is_constant(observers: dict[str, Any], sites: Sites, layer: Layer) -> bool:
+    return layer.name in sites.layers and observers[sites.scales[layer.input]].constant
 
 
 def _check_float(network: ir.Model, path: Path) -> None:

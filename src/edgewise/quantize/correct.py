@@ -1,0 +1,86 @@
+"""What can be mended after rounding, from a few images and without training: the mean of each layer's output.
+
+Rounding a layer's weights moves the mean of what it computes, channel by channel, and all that follows with it. The
+bias can take that back. Layer after layer is corrected in a single pass: each one on inputs that the layers before it,
+corrected already, have made. Activations stay floats meanwhile: where their codes cut off what is large, shifting
+everything else to the old mean would make it worse (MobileNetV2: a logit error of 0.18 instead of 0.09).
+
+Reference: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019, arXiv
+1906.04721 (there with expected instead of measured means).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from edgewise.models.onnx import OnnxNetwork
+from edgewise.quantize.simulate import in_floats
+from edgewise.quantize.sites import Layer
+
+
+class _Mean(nn.Module):
+    """Keeps the mean of each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.mean = torch.zeros(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = means(x, self.channels)
+        return x
+
+
+class _Correct(nn.Module):
+    """Takes a layer's output to the mean that it should have, and its bias with it.
+
+    Args:
+        mean: of each channel, as it should be.
+        bias: that is changed.
+    """
+
+    def __init__(self, mean: Tensor, bias: nn.Parameter) -> None:
+        super().__init__()
+        self.mean, self.bias = mean, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        missing = self.mean - means(x, len(self.mean))
+        self.bias.data += missing
+        return x + missing.reshape([-1 if dim == _channel_axis(x) else 1 for dim in range(x.dim())])
+
+
+def means(x: Tensor, channels: int) -> Tensor:
+    """Return the mean of each channel of a layer's output ``[N, K, *space]`` or ``[..., K]``."""
+    axis = _channel_axis(x)
+    assert x.shape[axis] == channels
+    return x.mean([dim for dim in range(x.dim()) if dim != axis])
+
+
+def correct_biases_(network: OnnxNetwork, layers: Iterable[Layer], images: Tensor) -> None:
+    """Change the biases of layers so that the mean of each output channel is that of the float network.
+
+    Args:
+        network: with its taps.
+        layers: of which those without a bias are left as they are.
+        images: ``[N, C, H, W]`` float32, all of which are held in memory at once; some tens are enough.
+    """
+    chosen = {layer.output: layer for layer in layers if layer.bias}
+    watches = {name: _Mean(len(network.weight(layer.bias))) for name, layer in chosen.items()}
+    rounding = {layer.weight: network.tapped(layer.weight) for layer in chosen.values()}
+    with torch.no_grad(), in_floats(network):
+        for name, watch in watches.items():
+            network.tap(name, watch)
+        network(images)
+        for weight, tap in rounding.items():
+            if tap is not None:
+                network.tap(weight, tap)
+        for name, layer in chosen.items():
+            network.tap(name, _Correct(watches[name].mean, network.weight(layer.bias)))
+        network(images)
+
+
+def _channel_axis(x: Tensor) -> int:
+    return 1 if x.dim() == 4 else x.dim() - 1
