@@ -17,6 +17,7 @@ LAYERS = [
         "check",
         "steps",
         "prune_step",
+        "quantize_step",
         "context",
         "results",
         "recipe",

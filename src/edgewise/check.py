@@ -18,7 +18,7 @@ from edgewise.context import Context, read_result
 from edgewise.errors import DataError, RunFolderError
 from edgewise.export import network
 from edgewise.export.network import Builder
-from edgewise.export.verify import Check, compare_float, compare_int8
+from edgewise.export.verify import Check, compare_float, compare_quantized
 from edgewise.files import canonical_json, read_json, sha256
 from edgewise.graph import shrink, trace
 from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, RECIPE, RESULTS, STEPS, step_folder
@@ -93,7 +93,7 @@ def _result(context: Context, held: Tensor) -> Iterator[Check]:
         if made["precision"] == "float32":
             yield compare_float(model, artifact, held)
         else:
-            yield from compare_int8(model, artifact, held)
+            yield from compare_quantized(model, artifact, held, precision=made["precision"])
         accuracy = context.artifact_accuracy(artifact, context.data.test)
     else:
         accuracy = context.accuracy(model)

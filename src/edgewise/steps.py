@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,13 @@ from edgewise.devices.measure import measure, measure_until_quiet
 from edgewise.distill.logits import LogitDistillation
 from edgewise.export import network
 from edgewise.export.onnx import export
-from edgewise.export.verify import compare_float, compare_int8, require
+from edgewise.export.verify import compare_float, compare_quantized, require
 from edgewise.files import read_json, write_json
 from edgewise.layout import ARTIFACT, CHECKPOINT, DENSE, EPOCHS, RESULT
 from edgewise.prune.dhspg import Dhspg, DhspgPruning
 from edgewise.prune.hesso import Hesso, HessoPruning
 from edgewise.prune_step import prune_step
-from edgewise.quantize import Quantize, activation_cost, quantize_static, weight_bytes
+from edgewise.quantize_step import quantize_step
 from edgewise.recipe import Export, Measure, Train
 from edgewise.train import TrainingMethod, evaluate, fit
 from edgewise.train.randomness import mixed_seed
@@ -116,28 +115,6 @@ def _method(context: Context, place: Place, config: Any) -> TrainingMethod:
     return LogitDistillation(network.load(place.dense).to(context.device), config)
 
 
-def _quantize(context: Context, place: Place, config: Quantize) -> Result:
-    """Turn the network into an int8 artifact, calibrated on training images."""
-    model = network.load(place.before)
-    network.save(model, context.builder, place.after)
-    images = context.calibration(config.calibration, mixed_seed(context.recipe.seed, place.index))
-    float_file = export(model, context.example, place.after / "float.onnx", names=True)
-    artifact = quantize_static(float_file, place.after / ARTIFACT, images, config, progress=context.progress)
-    float_file.unlink()
-    checks = compare_int8(model, artifact, context.checked())
-    require(checks)
-    base = row(context, model, context.artifact_accuracy(artifact, context.data.test))
-    figures = {
-        "weight_bytes": weight_bytes(artifact),
-        **asdict(activation_cost(artifact)),
-        "file_bytes": artifact.stat().st_size,
-    }
-    notes = []
-    if len(images) < config.calibration:
-        notes.append(f"calibrated on all {len(images)} training images; {config.calibration} were asked for")
-    return {"row": {**base, **figures}, "checks": dicts(checks), "notes": notes, "artifact": {"precision": "int8"}}
-
-
 def _export(context: Context, place: Place, config: Export) -> Result:
     """Write the artifact, or take over the quantised one, and prove it equal to the network."""
     model = network.load(place.before)
@@ -147,7 +124,8 @@ def _export(context: Context, place: Place, config: Export) -> Result:
     if quantized.exists():
         artifact = Path(shutil.copyfile(quantized, place.after / ARTIFACT))
         before = read_result(place.before)
-        checks, precision = compare_int8(model, artifact, images), before["artifact"]["precision"]
+        precision = before["artifact"]["precision"]
+        checks = compare_quantized(model, artifact, images, precision=precision)
         stored = ("weight_bytes", "peak_activation_bytes", "activation_bytes")
         figures = {name: before["row"][name] for name in stored}
     else:
@@ -187,8 +165,9 @@ def _measure(context: Context, place: Place, config: Measure) -> Result:
         notes.append(
             f"the least noisy of {len(noisier) + 1} measurements; the others found {ratios} of the dense latency"
         )
-    if ours.latency_s > dense.latency_s:
-        notes.append(f"SLOWER than the dense float network: {ours.ratio(dense):.2f}x its speed")
+    if ours.latency_s > (1 + AS_FAST) * dense.latency_s:
+        instead = "" if before["artifact"]["precision"] == "float32" else '; scheme = "auto" looks for a faster one'
+        notes.append(f"SLOWER than the dense float network: {ours.ratio(dense):.2f}x its speed{instead}")
     if ours.file_bytes >= dense.file_bytes:
         notes.append(f"NOT SMALLER than the dense float file: {ours.file_bytes} of {dense.file_bytes} bytes")
     measurements = [{**dense.to_dict(), "artifact": f"{DENSE}/{ARTIFACT}"}, {**ours.to_dict(), "artifact": ARTIFACT}]
@@ -201,10 +180,12 @@ def _measure(context: Context, place: Place, config: Measure) -> Result:
     }
 
 
+AS_FAST = 0.02  # of a latency: what is no slower than that is as fast, the same kernels measured twice differ by it
+
 RUN_STEP: dict[str, Callable[[Context, Place, Any], Result]] = {
     "train": _train,
     "prune": prune_step,
-    "quantize": _quantize,
+    "quantize": quantize_step,
     "export": _export,
     "measure": _measure,
 }

@@ -14,8 +14,8 @@ from edgewise.errors import CheckFailed, MeasurementFailed, ModelError, UserErro
 from edgewise.export.verify import (
     Check,
     compare_float,
-    compare_int8,
     compare_networks,
+    compare_quantized,
     outputs,
     relative_error,
     require,
@@ -152,24 +152,24 @@ def test_compare_float_fails_on_nan_and_on_another_shape(tmp_path: Path) -> None
         compare_float(nn.Identity(), tmp_path / "net.onnx", SCORES)
 
 
-def test_compare_int8_by_hand(tmp_path: Path) -> None:
+def test_compare_quantized_by_hand(tmp_path: Path) -> None:
     """Tripling class 2 turns [4, 1, 2] to class 2, and adds errors of 4 and 4: sqrt(32 / 50)."""
-    agreement, error = compare_int8(Scores(), scores_file(tmp_path / "net.onnx", [1.0, 1.0, 3.0]), SCORES)
+    agreement, error = compare_quantized(Scores(), scores_file(tmp_path / "net.onnx", [1.0, 1.0, 3.0]), SCORES)
     assert agreement.value == 0.75
     assert (agreement.passed, agreement.limit) == (False, 0.8)
     assert error.value == pytest.approx(math.sqrt(32 / 50))
     assert not error.passed
-    lenient = compare_int8(Scores(), tmp_path / "net.onnx", SCORES, agreement=0.75, error=0.81)
+    lenient = compare_quantized(Scores(), tmp_path / "net.onnx", SCORES, agreement=0.75, error=0.81)
     assert [check.passed for check in lenient] == [True, True]
 
 
-def test_compare_int8_is_one_and_zero_for_equal_outputs(tmp_path: Path) -> None:
-    agreement, error = compare_int8(Scores(), scores_file(tmp_path / "net.onnx", [1.0, 1.0, 1.0]), SCORES)
+def test_compare_quantized_is_one_and_zero_for_equal_outputs(tmp_path: Path) -> None:
+    agreement, error = compare_quantized(Scores(), scores_file(tmp_path / "net.onnx", [1.0, 1.0, 1.0]), SCORES)
     assert (agreement.value, agreement.passed, error.value, error.passed) == (1.0, True, 0.0, True)
 
 
-def test_compare_int8_fails_on_nan(tmp_path: Path) -> None:
-    _, error = compare_int8(Scores(), scores_file(tmp_path / "net.onnx", [math.nan, 1.0, 1.0]), SCORES)
+def test_compare_quantized_fails_on_nan(tmp_path: Path) -> None:
+    _, error = compare_quantized(Scores(), scores_file(tmp_path / "net.onnx", [math.nan, 1.0, 1.0]), SCORES)
     assert not error.passed
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgewise.errors import DataError, ModelError, UserError
 from edgewise.export.onnx import export
-from edgewise.export.verify import compare_int8, outputs
+from edgewise.export.verify import compare_quantized, outputs
 from edgewise.quantize import Quantize, quantize_static, weight_bytes
 from edgewise.quantize.observe import OBSERVERS
 from edgewise.quantize.static import BATCH
@@ -140,7 +140,7 @@ def test_the_file_agrees_with_the_network_and_nothing_is_said(
     path = quantize_static(exported, tmp_path / "int8.onnx", images(64, seed=1), config)
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
-    checks = compare_int8(model, path, images(500, seed=5), agreement=0.9, error=0.1)
+    checks = compare_quantized(model, path, images(500, seed=5), agreement=0.9, error=0.1)
     assert all(check.passed for check in checks), checks
 
 

@@ -2,6 +2,6 @@
 
 from edgewise.quantize.config import Quantize
 from edgewise.quantize.memory import ActivationCost, activation_cost, weight_bytes
-from edgewise.quantize.static import Calibrated, quantize_static
+from edgewise.quantize.static import Quantizer, quantize_static
 
-__all__ = ["ActivationCost", "Calibrated", "Quantize", "activation_cost", "quantize_static", "weight_bytes"]
+__all__ = ["ActivationCost", "Quantize", "Quantizer", "activation_cost", "quantize_static", "weight_bytes"]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 WHOLE = -1  # as the length of a block: all of its dimension
+HALF = 0.5 + 2.0**-20  # of a code: what is moved by more was out of range
 SMALLEST_SCALE = 2.0**-126  # what float32 divides by at full precision
 
 
@@ -145,24 +146,51 @@ def fake_quantize(x: Tensor, params: QParams, spec: QSpec) -> Tensor:
     of a learned step size: the rounding error of what is within the range, the limiting code of what is beyond.
     """
     scale, zero_point = (spec.spread(values, x.shape) for values in params)
+    if not torch.is_grad_enabled():
+        low, high = (code - zero_point for code in spec.codes)
+        return x.div(scale.to(x.dtype)).round_().clamp_(low, high).mul_(scale.to(x.dtype))
     return _FakeQuantize.apply(x, scale.to(x.dtype), zero_point, spec.codes)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Round and clamp; backwards, what both did to the number and to the scale."""
+    """Round and clamp; backwards, what both did to the number and to the scale.
+
+    All that is kept is by how many codes each number was moved: by more than half a one where it was out of range,
+    upwards from below it and downwards from above.
+    """
 
     @staticmethod
     def forward(ctx, x, scale, zero_point, codes):  # type: ignore[no-untyped-def]
         scaled = x / scale
-        rounded = scaled.round().clamp_(codes[0] - zero_point, codes[1] - zero_point)
-        ctx.save_for_backward(scaled, rounded, scale)
-        return rounded * scale
+        low, high = (code - zero_point for code in codes)
+        rounded = scaled.round().clamp_(low, high)
+        ctx.save_for_backward(torch.sub(rounded, scaled, out=scaled), scale, low, high)
+        return rounded.mul_(scale)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        scaled, rounded, scale = ctx.saved_tensors
-        inside = scaled.round() == rounded
-        of_x, of_scale = gradient * inside, None
-        if ctx.needs_input_grad[1]:
-            of_scale = (gradient * rounded - of_x * scaled).sum_to_size(scale.shape)
-        return of_x, of_scale, None, None
+        moved, scale, low, high = ctx.saved_tensors
+        if gradient.stride() != moved.stride():
+            gradient = torch.empty_like(moved).copy_(gradient)
+        of_x = _where(gradient, moved, -HALF, HALF)
+        if not ctx.needs_input_grad[1]:
+            return of_x, None, None, None
+        if scale.numel() > 1:
+            limit = torch.where(moved > 0, low, high).to(gradient.dtype)
+            return of_x, (of_x * moved + (gradient - of_x) * limit).sum_to_size(scale.shape), None, None
+        of_scale = torch.dot(_flat(of_x), _flat(moved)) + high * _where(gradient, moved, -math.inf, -HALF).sum()
+        if bool(low):
+            of_scale = of_scale + low * _where(gradient, moved, HALF, math.inf).sum()
+        return of_x, of_scale.reshape(scale.shape).to(scale.dtype), None, None
+
+
+def _where(x: Tensor, place: Tensor, low: float, high: float) -> Tensor:
+    """Return a tensor with zeros wherever another one is not between two bounds, in one pass."""
+    kept: Tensor = torch.ops.aten.hardtanh_backward(x, place, low, high)
+    return kept
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Return the numbers in the order in which they lie, images with the channels last without a copy."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return (x.permute(0, 2, 3, 1) if last else x).reshape(-1)

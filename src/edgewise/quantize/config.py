@@ -6,15 +6,24 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 FEWEST_IMAGES = 8
+ALLOWED_PT = 1.0  # that "auto" may lose, where nobody says
+
+SchemeName = Literal[
+    "auto", "int8_static", "qat", "mixed", "int8_dynamic", "int8_weight", "int4_weight", "float16", "bfloat16"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize:
-    """Turn the network into an int8 artifact, calibrated on training images.
+    """Turn the network into an artifact of fewer bits.
 
     Args:
-        scheme: "int8_static": activations and weights are codes, integers are computed with.
-        calibration: how many images the ranges are found on.
+        scheme: "int8_static": activations and weights are codes, integers are computed with. "qat": the same, and
+            weights and scales are trained for it. "mixed": the same, with weights of 4 or 8 bits, chosen layer by
+            layer for `size`. "int8_dynamic": linear layers compute on codes of ranges found as the network runs.
+            "int8_weight", "int4_weight", "float16", "bfloat16": weights are stored so, and floats computed with.
+            "auto": the fastest of those that lose no more than `max_drop`, as measured.
+        calibration: how many training images the ranges are found on.
         observer: what a tensor's range is: "mean" reaches to the average of the images' extremes; "minmax" is all that
             was seen; "moving" the average extremes of the batches; "percentile" leaves out the share of values beyond
             `percentile`; "mse" the range whose codes are nearest to the numbers; "entropy" the one whose codes keep
@@ -23,16 +32,25 @@ class Quantize:
             94.0 % by "minmax" (0.19).
         percentile: share of values inside the range, in percent; only "percentile" reads it.
         exclude: the names of layers that stay in floats.
+        max_drop: accuracy points that may be lost on held-out images. "auto" allows 1 if nothing is said here;
+            "int8_static" leaves its most sensitive layers in floats, one by one, until no more is lost.
+        size: "mixed" alone: the file's bytes, as a share of the float file's.
+        epochs: "qat" alone: how long is trained.
+        lr: of that training.
         correct_bias: take the mean of what rounding the weights changes out of each layer's output.
         reduce_range: give weights 7 bits, for x86 processors without VNNI, where sums of full products saturate.
     """
 
     kind: Literal["quantize"] = "quantize"
-    scheme: Literal["int8_static"] = "int8_static"
+    scheme: SchemeName = "int8_static"
     calibration: int = 256
     observer: Literal["mean", "minmax", "moving", "percentile", "mse", "entropy"] = "mean"
     percentile: float = 99.999
     exclude: tuple[str, ...] = ()
+    max_drop: float | None = None
+    size: float | None = None
+    epochs: int = 3
+    lr: float = 0.0005
     correct_bias: bool = True
     reduce_range: bool = False
 
@@ -41,6 +59,14 @@ class Quantize:
             raise ValueError(f"calibration = {self.calibration}: at least {FEWEST_IMAGES} images")
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile = {self.percentile}: more than 50, at most 100")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise ValueError(f"max_drop = {self.max_drop}: accuracy points, 0 to 100")
+        if (self.size is not None) != (self.scheme == "mixed"):
+            raise ValueError(f'size = {self.size}: "mixed" needs it, a share of the float file, and nothing else does')
+        if self.size is not None and not 0 < self.size < 1:
+            raise ValueError(f"size = {self.size}: a share of the float file's bytes, between 0 and 1")
+        if self.epochs < 1 or not self.lr > 0:
+            raise ValueError(f"epochs = {self.epochs}, lr = {self.lr}: at least 1, and more than 0")
 
     @property
     def ranges(self) -> dict[str, Any]:

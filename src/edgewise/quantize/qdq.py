@@ -12,7 +12,7 @@ import torch
 
 from edgewise.export.edit import constant, known, like, operand
 from edgewise.quantize.rewrite import pad_codes_
-from edgewise.quantize.simulate import FakeQuantize, FakeQuantizeBias
+from edgewise.quantize.simulate import FEW_BITS, FakeQuantize, FakeQuantizeBias
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgewise.quantize.sites import Layer, Sites
 
 OPSET = 13  # the first with a scale for each channel
+INT4_OPSET = 21
 
 
 def to_qdq(network: ir.Model, sites: Sites, simulated: OnnxNetwork) -> ir.Model:
@@ -68,10 +69,23 @@ def _store_weights(graph: ir.Graph, layer: Layer, values: dict[str, ir.Value], s
         codes = tap.codes(simulated.weight(name).detach()).cpu().numpy()
         scale = tap.scale.detach().reshape(-1).cpu().numpy()
         kind = np.int8 if isinstance(tap, FakeQuantize) else np.int32
-        stored = [constant(graph, each) for each in (codes.astype(kind), scale, np.zeros(scale.shape, kind))]
         (reader,) = {use.node for use in values[name].uses()}
+        few = isinstance(tap, FakeQuantize) and tap.spec.bits <= FEW_BITS
+        held = _widened(graph, reader, codes) if few else constant(graph, codes.astype(kind))
+        stored = [held, constant(graph, scale), constant(graph, np.zeros(scale.shape, kind))]
         place = list(reader.inputs).index(values[name])
         reader.replace_input_with(place, _dequantize(graph, reader, stored, values[name], axis))
+
+
+def _widened(graph: ir.Graph, reader: ir.Node, codes: Any) -> ir.Value:
+    """Store 4-bit codes, and make 8-bit ones of them: runtimes do that once, and find the integer kernels."""
+    import onnx_ir as ir
+
+    graph.opset_imports[""] = max(graph.opset_imports.get("", 0), INT4_OPSET)
+    stored = constant(graph, codes.astype(ir.DataType.INT4.numpy()))
+    cast = ir.node("Cast", [stored], attributes={"to": ir.DataType.INT8.value})
+    graph.insert_before(reader, cast)
+    return cast.outputs[0]
 
 
 def _as_codes(graph: ir.Graph, value: ir.Value, made: ir.Value, tap: FakeQuantize) -> None:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from edgewise.models.onnx import OnnxNetwork
 from edgewise.progress import Progress
 from edgewise.quantize.affine import WHOLE, QParams, QSpec, choose, fake_quantize, quantize
-from edgewise.quantize.observe import OBSERVERS, Observer, Range
+from edgewise.quantize.observe import OBSERVERS, Observer, Range, least_squares
 from edgewise.quantize.sites import Layer, Sites
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ACTIVATIONS = QSpec(bits=8)
+FEW_BITS = 4  # of weights, from which on a range must be searched for
 LARGEST_BIAS = 2**30  # in codes: a sum that starts there has as much room again before it overflows
 
 
@@ -41,6 +42,7 @@ class FakeQuantize(nn.Module):
         self.scale = nn.Parameter(params.scale)
         self.register_buffer("zero_point", params.zero_point)
         self.zero_point: Tensor
+        self.numbers = 1  # that share a scale, in one image
 
     @property
     def params(self) -> QParams:
@@ -49,6 +51,8 @@ class FakeQuantize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the codes stand for."""
+        images = 1 if self.spec.block else x.shape[0] if x.dim() else 1
+        self.numbers = max(1, x.numel() // (self.scale.numel() * images))
         return fake_quantize(x, self.params, self.spec)
 
     def codes(self, x: Tensor) -> Tensor:
@@ -133,10 +137,18 @@ def calibrate(
     return {name: watch.observer for name, watch in watches.items()}
 
 
-def weight_spec(layer: Layer, bits: int = 8) -> QSpec:
-    """Return how a layer's weights become codes: signed, 0 in the middle, a scale for each output channel."""
+def weight_tap(layer: Layer, weight: Tensor, bits: int) -> FakeQuantize:
+    """Return what rounds a layer's weights: signed codes, 0 in the middle, a scale for each output channel.
+
+    With few codes the range is the one that loses the least, otherwise all that there is.
+    """
     block = tuple(1 if dim == layer.axis else WHOLE for dim in range(len(layer.shape)))
-    return QSpec(bits=bits, signed=True, symmetric=True, block=block)
+    spec = QSpec(bits=bits, signed=True, symmetric=True, block=block)
+    if bits <= FEW_BITS:
+        scale, zero_point = (each.reshape(spec.grid(weight.shape)) for each in least_squares(weight, spec))
+        return FakeQuantize(spec, QParams(scale, zero_point))
+    low, high = (end.reshape(spec.grid(weight.shape)) for end in spec.rows(weight).aminmax(dim=1))
+    return FakeQuantize(spec, choose(low, high, spec))
 
 
 def attach(network: OnnxNetwork, sites: Sites, ranges: Mapping[str, Range], bits: Mapping[str, int] | int = 8) -> None:
@@ -152,11 +164,8 @@ def attach(network: OnnxNetwork, sites: Sites, ranges: Mapping[str, Range], bits
     for name in sites.observed:
         network.tap(name, FakeQuantize(ACTIVATIONS, choose(*ranges[name], ACTIVATIONS)))
     for layer in (*sites.layers.values(), *sites.stored.values()):
-        spec = weight_spec(layer, bits if isinstance(bits, int) else bits.get(layer.name, 8))
-        weight = network.weight(layer.weight).detach()
-        rows = spec.rows(weight)
-        low, high = (ends.reshape(spec.grid(weight.shape)) for ends in rows.aminmax(dim=1))
-        tap = FakeQuantize(spec, choose(low, high, spec))
+        width = bits if isinstance(bits, int) else bits.get(layer.name, 8)
+        tap = weight_tap(layer, network.weight(layer.weight).detach(), width)
         network.tap(layer.weight, tap)
         if layer.bias and layer.name in sites.layers:
             given = network.tapped(sites.scales[layer.input])

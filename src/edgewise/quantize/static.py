@@ -11,7 +11,8 @@ CVPR 2018, arXiv 1712.05877.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,11 @@ from edgewise.models.onnx import OnnxNetwork
 from edgewise.progress import Progress
 from edgewise.quantize.config import FEWEST_IMAGES, Quantize
 from edgewise.quantize.correct import correct_biases_
+from edgewise.quantize.observe import Observer, Range
 from edgewise.quantize.prepare import prepare
 from edgewise.quantize.qdq import to_qdq
 from edgewise.quantize.simulate import attach, calibrate
-from edgewise.quantize.sites import Layer, Sites, find_sites
+from edgewise.quantize.sites import Sites, find_sites
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,8 +39,8 @@ CORRECTION_IMAGES = 64  # of which every activation of a layer is held at once
 REDUCED_BITS = 7
 
 
-class Calibrated:
-    """A float file whose activations' ranges are known: it is simulated and written from here, without any layers.
+class Quantizer:
+    """A float file that is to be quantised; what has to be found out about it is found once.
 
     Args:
         float_onnx: what `edgewise.export.onnx.export` wrote, or another float file.
@@ -55,36 +57,60 @@ class Calibrated:
     def __init__(
         self, float_onnx: Path, images: Tensor, config: Quantize | None = None, progress: Progress | None = None
     ) -> None:
-        self.path, self.config = float_onnx, config or Quantize()
+        self.path, self.config, self.progress = float_onnx, config or Quantize(), progress
         network = read(float_onnx)
         _check_float(network, float_onnx)
         _check_images(images, network.graph.inputs[0], float_onnx)
         self.images = images.detach().cpu()
-        try:
-            self._network = prepare(network)
-            sites = find_sites(self._network.graph)
-            observers = calibrate(
-                OnnxNetwork(self._network.graph), sites.observed, self.images, self.config.ranges, BATCH, progress
-            )
-        except UserError as error:
-            raise type(error)(f"{float_onnx}: {error}") from error
-        except Exception as error:  # whatever operators with impossible settings make of images
-            raise ModelError(f"{float_onnx}: it cannot be quantised: {one_line(error)}") from error
-        self.layers: dict[str, Layer] = {**sites.layers, **sites.stored}
-        self.ranges = {name: observer.range() for name, observer in observers.items()}
-        self.constant = tuple(
-            sorted(layer.name for layer in self.layers.values() if _is_constant(observers, sites, layer))
-        )
-        """The layers that read the same number everywhere, on every image."""
+        self._prepared = prepare(network)
+        self.layers = {**(sites := self.sites()).layers, **sites.stored}
+
+    def prepared(self) -> ir.Model:
+        """Return the prepared float network, to be changed."""
+        import onnx_ir as ir
+
+        network: ir.Model = ir.from_proto(ir.to_proto(self._prepared))
+        return network
 
     def sites(self, exclude: Collection[str] = ()) -> Sites:
         """Say what becomes codes when layers are left out, beside those that the settings leave out."""
-        return find_sites(self._network.graph, {*self.config.exclude, *exclude})
+        return find_sites(self._prepared.graph, {*self.config.exclude, *exclude})
 
-    def simulated(self, exclude: Collection[str] = ()) -> OnnxNetwork:
-        """Make the network that computes in floats what the file will compute in integers."""
-        network, sites = OnnxNetwork(self._network.graph), self.sites(exclude)
-        attach(network, sites, self.ranges, REDUCED_BITS if self.config.reduce_range else 8)
+    @cached_property
+    def observers(self) -> dict[str, Observer]:
+        """What was seen of each activation that may become codes while the calibration images passed.
+
+        Raises:
+            ModelError: an operator of the file is not known, or cannot run on these images.
+        """
+        try:
+            network, names = OnnxNetwork(self._prepared.graph), self.sites().observed
+            return calibrate(network, names, self.images, self.config.ranges, BATCH, self.progress)
+        except UserError as error:
+            raise type(error)(f"{self.path}: {error}") from error
+        except Exception as error:  # whatever operators with impossible settings make of images
+            raise ModelError(f"{self.path}: it cannot be quantised: {one_line(error)}") from error
+
+    @cached_property
+    def ranges(self) -> dict[str, Range]:
+        """What the codes of each activation cover."""
+        return {name: observer.range() for name, observer in self.observers.items()}
+
+    @property
+    def constant(self) -> list[str]:
+        """The layers that read one and the same number everywhere, on every image."""
+        sites = self.sites()
+        return [name for name, layer in sites.layers.items() if self.observers[sites.scales[layer.input]].constant]
+
+    def simulated(self, exclude: Collection[str] = (), bits: Mapping[str, int] | int | None = None) -> OnnxNetwork:
+        """Make the network that computes in floats what the int8 file computes in integers.
+
+        Args:
+            exclude: the layers to leave out.
+            bits: of the weights, for all layers or by the layers' names.
+        """
+        network, sites = OnnxNetwork(self._prepared.graph), self.sites(exclude)
+        attach(network, sites, self.ranges, bits or (REDUCED_BITS if self.config.reduce_range else 8))
         if self.config.correct_bias:
             correct_biases_(network, sites.layers.values(), self.images[:CORRECTION_IMAGES])
         return network
@@ -97,9 +123,7 @@ class Calibrated:
             exclude: the layers to leave out.
             simulated: what it shall compute, if not what `simulated(exclude)` makes.
         """
-        import onnx_ir as ir
-
-        network: ir.Model = ir.from_proto(ir.to_proto(self._network))
+        network = self.prepared()
         sites = find_sites(network.graph, {*self.config.exclude, *exclude})
         return write(to_qdq(network, sites, simulated or self.simulated(exclude)), out)
 
@@ -107,8 +131,8 @@ class Calibrated:
 def quantize_static(
     float_onnx: Path, out: Path, calibration: Tensor, config: Quantize | None = None, progress: Progress | None = None
 ) -> Path:
-    """Write the int8 version of a float ONNX file, as `Calibrated` does; nothing is printed."""
-    return Calibrated(float_onnx, calibration, config, progress).write(out)
+    """Write the int8 version of a float ONNX file, as `Quantizer` does; nothing is printed."""
+    return Quantizer(float_onnx, calibration, config, progress).write(out)
 
 
 def read(path: Path) -> ir.Model:
@@ -126,10 +150,6 @@ def read(path: Path) -> ir.Model:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # whatever protobuf makes of bytes that are none of its own
         raise ModelError(f"{path}: no ONNX file: {one_line(error)}") from error
-
-
-def _is_constant(observers: dict[str, Any], sites: Sites, layer: Layer) -> bool:
-    return layer.name in sites.layers and observers[sites.scales[layer.input]].constant
 
 
 def _check_float(network: ir.Model, path: Path) -> None:

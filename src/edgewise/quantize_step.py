@@ -1,0 +1,197 @@
+"""The quantise step of a run: the artifact of a scheme, what was tried for it, and the proofs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgewise.context import Context, Place, Result, dicts, row
+from edgewise.devices.base import Measurement
+from edgewise.devices.measure import measure
+from edgewise.distill.logits import Distill, LogitDistillation
+from edgewise.export import network
+from edgewise.export.compact import write
+from edgewise.export.onnx import export
+from edgewise.export.verify import TRAINED, compare_quantized, compare_simulation, outputs, require
+from edgewise.layout import ARTIFACT
+from edgewise.models.onnx import OnnxNetwork
+from edgewise.quantize import Quantize, Quantizer, activation_cost, weight_bytes
+from edgewise.quantize.auto import FLOAT, STATIC, Candidate, Choice, choose, without_sensitive
+from edgewise.quantize.config import ALLOWED_PT
+from edgewise.quantize.mixed import MANY, write_mixed
+from edgewise.quantize.qat import Lsq
+from edgewise.quantize.schemes import SCHEMES
+from edgewise.quantize.sensitivity import IMAGES
+from edgewise.recipe import Measure
+from edgewise.train import fit
+from edgewise.train.config import TrainConfig
+from edgewise.train.evaluate import evaluate
+from edgewise.train.randomness import mixed_seed
+
+QAT_BATCH = 64
+
+
+def quantize_step(context: Context, place: Place, config: Quantize) -> Result:
+    """Turn the network into an artifact of fewer bits, calibrated on training images."""
+    model = network.load(place.before)
+    network.save(model, context.builder, place.after)
+    images = context.calibration(config.calibration, mixed_seed(context.recipe.seed, place.index))
+    float_file = export(model, context.example, place.after / "float.onnx", names=True)
+    quantizer = Quantizer(float_file, images, config, progress=context.progress)
+    made = _make(context, place, config, quantizer)
+    float_file.unlink()
+    artifact = place.after / ARTIFACT
+    checks = compare_quantized(model, artifact, context.checked(), precision=made["precision"])
+    if (simulated := made.pop("simulated")) is not None:
+        inputs = context.checked()
+        with torch.no_grad():
+            expected = torch.cat([simulated(part) for part in torch.split(inputs, QAT_BATCH)])
+        checks += compare_simulation(expected, outputs(artifact, inputs), made["precision"])
+    require(checks)
+    base = row(context, model, context.artifact_accuracy(artifact, context.data.test))
+    figures = {
+        "weight_bytes": weight_bytes(artifact),
+        **asdict(activation_cost(artifact)),
+        "file_bytes": artifact.stat().st_size,
+    }
+    notes = made.pop("notes")
+    if len(images) < config.calibration:
+        notes.append(f"calibrated on all {len(images)} training images; {config.calibration} were asked for")
+    return {
+        "row": {**base, **figures},
+        "checks": dicts(checks),
+        "notes": notes,
+        "artifact": {"precision": made.pop("precision")},
+        **made,
+    }
+
+
+def _make(context: Context, place: Place, config: Quantize, quantizer: Quantizer) -> dict[str, Any]:
+    """Write the artifact, and say what it is: its precision, its simulation where there is one, notes, and more."""
+    artifact = place.after / ARTIFACT
+    held = partial(context.artifact_accuracy, split=context.data.held)
+    if config.scheme == "auto":
+        return _auto(context, place, config, quantizer)
+    if config.scheme == "mixed":
+        assert config.size is not None
+        _, bits = write_mixed(quantizer, artifact, config.size, context.checked()[:IMAGES], context.progress)
+        few = [name for name, width in bits.items() if width < MANY]
+        notes = [f"4 bits: {', '.join(few)}" if few else "8 bits everywhere are within the size"]
+        return {"precision": "int8", "simulated": quantizer.simulated(bits=bits), "notes": notes}
+    if config.scheme == "qat":
+        simulated, notes = _train(context, place, config, quantizer)
+        quantizer.write(artifact, simulated=simulated)
+        return {"precision": TRAINED, "simulated": simulated, "notes": [*_constant(quantizer), *notes]}
+    if config.scheme != STATIC:
+        SCHEMES[config.scheme].write(quantizer, artifact)
+        return {"precision": SCHEMES[config.scheme].precision, "simulated": None, "notes": []}
+    if config.max_drop is None:
+        simulated = quantizer.simulated()
+        quantizer.write(artifact, simulated=simulated)
+        return {"precision": "int8", "simulated": simulated, "notes": _constant(quantizer)}
+    whole = held(quantizer.path)
+    static, curve = without_sensitive(
+        quantizer,
+        artifact,
+        accuracy=held,
+        least=whole - config.max_drop / 100,
+        images=context.checked(),
+        progress=context.progress,
+    )
+    choice = Choice(static, (Candidate(FLOAT, quantizer.path, (), whole, quantizer.path.stat().st_size), static), curve)
+    return _told(choice, quantizer, config.max_drop)
+
+
+def _auto(context: Context, place: Place, config: Quantize, quantizer: Quantizer) -> dict[str, Any]:
+    """Keep the fastest scheme that holds the accuracy."""
+    budget = context.recipe.budget
+    allowed = config.max_drop
+    if allowed is None:
+        allowed = ALLOWED_PT if budget is None or budget.drop is None else budget.drop
+    step = next((step for step in context.recipe.step if isinstance(step, Measure)), Measure())
+    candidates = place.after / "candidates"
+    candidates.mkdir()
+
+    def side_by_side(paths: Sequence[Path]) -> list[Measurement]:
+        settings = {"runtime": step.runtime, "threads": step.threads, "input_shape": context.data.input_shape}
+        return measure(paths, **settings, progress=context.progress)  # type: ignore[arg-type]
+
+    choice = choose(
+        quantizer,
+        candidates,
+        accuracy=partial(context.artifact_accuracy, split=context.data.held),
+        allowed_pt=allowed,
+        images=context.checked(),
+        measure=side_by_side,
+        progress=context.progress,
+    )
+    if choice.kept.scheme == FLOAT:
+        write(quantizer.prepared(), place.after / ARTIFACT)
+    else:
+        shutil.copyfile(choice.kept.path, place.after / ARTIFACT)
+    shutil.rmtree(candidates)
+    return _told(choice, quantizer, allowed)
+
+
+def _told(choice: Choice, quantizer: Quantizer, allowed_pt: float) -> dict[str, Any]:
+    """Say what was tried, and what was kept."""
+    kept, dense = choice.kept, choice.tried[0]
+    static = kept.scheme == STATIC
+    notes = _constant(quantizer) if static else []
+    lost = 100 * (dense.accuracy - kept.accuracy)
+    if kept.scheme == FLOAT:
+        notes.append("nothing was as fast as float32, smaller and accurate enough: float32 stays")
+    elif lost > allowed_pt:
+        notes.append(f"{kept.label} loses {lost:.2f} points on held-out images, {allowed_pt:g} may go")
+    elif len(choice.tried) > 2:
+        notes.append(
+            f"{kept.label} is the fastest of {len(choice.tried) - 1} that were tried: {kept.speed:.2f} times float32"
+        )
+    if kept.excluded:
+        notes.append(f"in floats: {', '.join(kept.excluded)}")
+    return {
+        "precision": "float32" if kept.scheme == FLOAT else SCHEMES[kept.scheme].precision,
+        "simulated": quantizer.simulated(kept.excluded) if static else None,
+        "notes": notes,
+        "tried": [candidate.to_dict() for candidate in choice.tried],
+        "exclusion": [asdict(point) for point in choice.curve],
+    }
+
+
+def _constant(quantizer: Quantizer) -> list[str]:
+    """Name the layers whose input never changes."""
+    constant = quantizer.constant
+    return [f"reads the same number on every calibration image: {', '.join(constant)}"] if constant else []
+
+
+def _train(context: Context, place: Place, config: Quantize, quantizer: Quantizer) -> tuple[OnnxNetwork, list[str]]:
+    """Train the simulated network, with the float one as its teacher; kept where it is better on held-out images."""
+    simulated, teacher = quantizer.simulated(), OnnxNetwork(quantizer.prepared().graph)
+    before = _accuracy(context, simulated)
+    batch = min(QAT_BATCH, len(context.data.train))
+    training = TrainConfig(epochs=config.epochs, lr=config.lr, batch=batch, weight_decay=0.0)
+    trained = fit(
+        simulated,
+        context.task,
+        context.data.train,
+        training,
+        methods=[Lsq(), LogitDistillation(teacher.to(context.device), Distill())],
+        seed=mixed_seed(context.recipe.seed, place.index),
+        device=context.device,
+        progress=context.progress,
+    )
+    assert isinstance(trained, OnnxNetwork)
+    after = _accuracy(context, trained)
+    said = f"on held-out images {before:.2%} before training for int8, {after:.2%} after it"
+    return (trained, [said]) if after >= before else (simulated, [f"undone: {said}"])
+
+
+def _accuracy(context: Context, model: nn.Module) -> float:
+    return evaluate(model, context.task, context.data.held, device=context.device)
