@@ -420,6 +420,31 @@ def sensitivity_curves(curves: Mapping[str, Row]) -> Spec:
     return _finished(chart, ROW_PX * len(curves), "Accuracy without a share of each group's channels.")
 
 
+def exclusion_curve(points: Sequence[Row]) -> Spec:
+    """Draw the held-out accuracy as more and more layers are left in floats.
+
+    Args:
+        points: in their order "layer", the one that was left out last, and "accuracy", a fraction.
+    """
+    import altair as alt
+
+    marks = [
+        {"left": count, "height": point["accuracy"], "layer": point["layer"] or "none"}
+        | {"accuracy": format_fraction(point["accuracy"])}
+        for count, point in enumerate(points)
+    ]
+    chart = (
+        alt.Chart(alt.InlineData(values=marks))
+        .mark_line(strokeWidth=2, color="var(--accent)", point=alt.OverlayMarkDef(size=28, color="var(--accent)"))
+        .encode(
+            x=alt.X("left:Q", title="layers left in floats", axis=alt.Axis(format="d", tickMinStep=1, grid=False)),
+            y=alt.Y("height:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(format=".1%", tickCount=5)),
+            tooltip=_tooltip("left", "layer", "accuracy"),
+        )
+    )
+    return _finished(chart, 220, "Held-out accuracy by the number of layers left in floats.")
+
+
 # -- what all share -------------------------------------------------------------------------------------------------
 
 

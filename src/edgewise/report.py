@@ -98,6 +98,9 @@ def render(results: Row, manifest: Row) -> str:
         specs["curves"] = charts.training_curves(curves)
     if sensitivity := _sensitivity(results):
         specs["sensitivity"] = charts.sensitivity_curves(sensitivity)
+    exclusion = [point for points in results.get("exclusion", {}).values() for point in points]
+    if exclusion:
+        specs["exclusion"] = charts.exclusion_curve(exclusion)
     return page(
         "report.html.j2",
         specs,
@@ -116,6 +119,8 @@ def render(results: Row, manifest: Row) -> str:
         steps=[_step(row, rows[max(i - 1, 0)], rows[0]) for i, row in enumerate(rows)],
         latencies=_latencies(measurements),
         sensitivity=[_curve(group, curve) for group, curve in sensitivity.items()],
+        tried=[_candidate(row) for rows in results.get("tried", {}).values() for row in rows],
+        exclusion=[_exclusion(count, point) for count, point in enumerate(exclusion)],
         strip_samples=charts.STRIP_SAMPLES,
         hidden=_hidden_samples(measurements),
         checks=[
@@ -312,6 +317,28 @@ def _curve(group: str, curve: Row) -> dict[str, str]:
         "there": format_fraction(chosen),
         "whole": format_fraction(curve["accuracy"][0]),
         "end": f"{format_fraction(curve['accuracy'][-1])} at {curve['rate'][-1]:.0%}",
+    }
+
+
+def _candidate(row: Row) -> dict[str, str]:
+    """Return a row of the table of what was tried to take fewer bits."""
+    slow = row["speed"] is None
+    return {
+        "label": row["label"],
+        "accuracy": format_fraction(row["accuracy"]),
+        "file": format_bytes(row["file_bytes"]),
+        "latency": "not measured: too inaccurate, or larger" if slow else format_seconds(row["latency_s"]),
+        "speed": "" if slow else f"{row['speed']:.2f}x",
+    }
+
+
+def _exclusion(count: int, point: Row) -> dict[str, str]:
+    """Return a row of the table of layers that were left in floats."""
+    return {
+        "count": str(count),
+        "layer": point["layer"] or "all layers in int8",
+        "error": f"{point['error']:.3g}" if point["layer"] else "",
+        "accuracy": format_fraction(point["accuracy"]),
     }
 
 

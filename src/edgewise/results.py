@@ -98,6 +98,8 @@ def gather(context: Context, dense: Path) -> dict[str, Any]:
         "budget": verdict(recipe.budget, compressed, reference) if recipe.budget else None,
         "curves": {f.name: r["curve"] for f, r in zip(folders, found, strict=True) if "curve" in r},
         "sensitivity": {f.name: r["sensitivity"] for f, r in zip(folders, found, strict=True) if r.get("sensitivity")},
+        "tried": {f.name: r["tried"] for f, r in zip(folders, found, strict=True) if r.get("tried")},
+        "exclusion": {f.name: r["exclusion"] for f, r in zip(folders, found, strict=True) if r.get("exclusion")},
         "compressed": compressed,
     }
 

@@ -64,7 +64,8 @@ class Candidate:
     @property
     def label(self) -> str:
         """What it is called."""
-        return self.scheme + (f" without {len(self.excluded)} layers" if self.excluded else "")
+        layers = "layer" if len(self.excluded) == 1 else "layers"
+        return self.scheme + (f" without {len(self.excluded)} {layers}" if self.excluded else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON."""

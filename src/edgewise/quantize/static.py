@@ -93,8 +93,9 @@ class Quantizer:
 
     @cached_property
     def ranges(self) -> dict[str, Range]:
-        """What the codes of each activation cover."""
-        return {name: observer.range() for name, observer in self.observers.items()}
+        """What the codes of each activation cover; what is only moved about has the range of where it came from."""
+        found = {name: observer.range() for name, observer in self.observers.items()}
+        return {name: found[source] for name, source in self.sites().scales.items()}
 
     @property
     def constant(self) -> list[str]:
