@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test check results bench bench-graph clean
+.PHONY: demo test check results bench bench-graph bench-int8 clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,6 +33,10 @@ bench: .venv/.ready
 
 bench-graph: .venv/.ready
 	$(BIN)/python benchmarks/graph_zoo.py
+
+bench-int8: .venv/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/int8_grid.py --half
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

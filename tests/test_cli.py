@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 import small_run
+from devices.files import openvino_file
+from edgewise.devices import RUNTIMES
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ["resnet20", "--data", "fashion-mnist"]
@@ -81,6 +83,37 @@ def test_measure_compares_with_the_first(run: Path) -> None:
     assert "1.00x" in table.stdout
 
 
+def test_measure_compares_runtimes(run: Path, tmp_path: Path) -> None:
+    files = [shutil.copy(run / "dense" / "model.onnx", tmp_path / "float.onnx"), run / "model.onnx"]
+    theirs = openvino_file(files[0])
+    done = edgewise("measure", *files, theirs, "--seconds", 0.2, "--json")
+    assert done.stderr == ""
+    rows = json.loads(done.stdout)
+    assert [row["runtime"] for row in rows] == ["onnxruntime", "onnxruntime", "openvino"]
+    assert rows[2]["ratio"] == rows[0]["latency_s"] / rows[2]["latency_s"]
+    table = edgewise("measure", *files, "--runtime", "openvino", "--seconds", 0.2).stdout
+    assert table.count(f"openvino {rows[2]['version']}") == 2
+    assert "onnxruntime" not in table
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.xml"])
+def test_a_runtimes_refusal_is_a_failure_and_no_wrong_word(name: str, tmp_path: Path) -> None:
+    for file in (name, "net.bin"):
+        (tmp_path / file).write_bytes(b"no model")
+    refused(edgewise("measure", tmp_path / name), f"{name}: ", "cannot load it: ", code=1)
+
+
+def test_a_runtime_that_is_not_installed_is_the_users_to_install(tmp_path: Path) -> None:
+    if RUNTIMES["executorch"].installed:
+        pytest.skip("it is installed")
+    (tmp_path / "net.pte").write_bytes(b"never read")
+    install = "pip install 'edgewise[executorch]'"
+    refused(edgewise("measure", tmp_path / "net.pte"), f"edgewise: ExecuTorch is not installed: {install}\n")
+    about = {row["name"]: row["about"] for row in json.loads(edgewise("list", "runtimes", "--json").stdout)}
+    assert about["executorch"].endswith(f"; not installed: {install}")
+    assert about["openvino"].endswith("; installed")
+
+
 def test_compare_shows_the_pareto_front_and_writes_a_page(run: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     done = edgewise("compare", run, run, "--html", page)
@@ -110,6 +143,7 @@ def test_profile_shows_where_the_cost_sits(run: Path) -> None:
         ("data", "fashion-mnist"),
         ("methods", "importance: l1"),
         ("runtimes", "onnxruntime"),
+        ("runtimes", "litert"),
         ("recipes", "recipes/demo.toml"),
         ("systems", "complexity"),
     ],
@@ -149,8 +183,10 @@ def test_list(what: str, name: str) -> None:
         (["profile", "resnet21"], ['did you mean "resnet']),
         (["profile", "resnet20", "--input", "32x32"], ["channels, height and width as 3x32x32"]),
         (["measure", "none.onnx"], ["none.onnx"]),
-        (["measure", "recipes/demo.toml"], ["demo.toml"]),
+        (["measure", "recipes/demo.toml"], ['demo.toml: no runtime takes files with the suffix ".toml"; known: .onnx']),
         (["measure", "none.onnx", "--runtime", "onnxruntim"], ["onnxruntime"]),
+        (["measure", "none.onnx", "--runtime", "executorch"], ["executorch does not take .onnx files, these do: onnx"]),
+        (["measure", "none.pte"], ["none.pte: no such file"]),
         (["measure", "recipes"], ["recipes: a folder without model.onnx"]),
         (["measure", "none.onnx", "--seconds", "0"], ["--seconds = 0.0: more than 0, at most 600"]),
         (["measure", "none.onnx", "--seconds", "nan"], ["--seconds = nan"]),
@@ -163,11 +199,7 @@ def test_list(what: str, name: str) -> None:
 )  # fmt: skip
 def test_bad_input_gets_one_line_and_exit_code_2(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    done = edgewise(*arguments, cwd=tmp_path)
-    if arguments[:2] == ["measure", "recipes/demo.toml"]:  # a runtime's refusal is a failure, not a wrong word
-        refused(done, *parts, code=1)
-    else:
-        refused(done, *parts)
+    refused(edgewise(*arguments, cwd=tmp_path), *parts)
     assert os.listdir(tmp_path) == ["recipes"], "nothing was written"
 
 

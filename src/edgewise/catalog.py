@@ -23,7 +23,11 @@ def _data() -> Rows:
 def _runtimes() -> Rows:
     from edgewise.devices import RUNTIMES
 
-    return list(RUNTIMES.items())
+    rows = []
+    for name, runtime in RUNTIMES.items():
+        there = "installed" if runtime.installed else f"not installed: {runtime.install}"
+        rows.append((name, f"{runtime.about}; {there}" if runtime.extra else runtime.about))
+    return rows
 
 
 def _methods() -> Rows:

@@ -194,8 +194,12 @@ def profile(
 
 @app.command()
 def measure(
-    files: Annotated[list[Path], typer.Argument(help="Artifacts, or run folders; ratios are to the first.")],
-    runtime: Annotated[str, typer.Option(help="Where they run.")] = "onnxruntime",
+    files: Annotated[
+        list[Path], typer.Argument(help="Artifacts (.onnx .xml .pte .tflite) or run folders; ratios are to the first.")
+    ],
+    runtime: Annotated[
+        str, typer.Option(help="Runs the .onnx files: onnxruntime or openvino. The other formats have one each.")
+    ] = "onnxruntime",
     threads: Annotated[int, typer.Option(help="Threads; the process is held to as many cores.")] = 1,
     seconds: Annotated[float, typer.Option(help="For how long, at least.")] = 3.0,
     shape: Annotated[str | None, typer.Option("--input", help="CxHxW, where the files leave it open.")] = None,
@@ -227,6 +231,7 @@ def measure(
     rows = [
         [
             str(path),
+            f"{m.runtime} {m.version}",
             format_seconds(m.latency_s),
             f"{m.ratio(found[0]):.2f}x",
             f"{m.spread:.0%}" + (" noisy" if m.noisy else ""),
@@ -235,8 +240,8 @@ def measure(
         ]
         for path, m in zip(files, found, strict=True)
     ]
-    title = f"{runtime} {found[0].version}, {threads} thread(s), batch 1, {found[0].cpu}"
-    print_table(title, ["file", "latency", "speed", "spread", "size", "memory"], rows, numbers=5)
+    title = f"{threads} thread(s), batch 1, {found[0].cpu}"
+    print_table(title, ["file", "runtime", "latency", "speed", "spread", "size", "memory"], rows, numbers=5)
 
 
 @app.command()

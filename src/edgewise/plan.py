@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -24,7 +24,6 @@ from edgewise.budget import COLUMNS, Limits
 from edgewise.context import Context
 from edgewise.cost import cost_of
 from edgewise.data import Dataset
-from edgewise.devices.base import RUNTIMES
 from edgewise.devices.local import available_cores, machine
 from edgewise.devices.measure import measure
 from edgewise.errors import BudgetError, RunFolderError, UserError, nearest
@@ -36,7 +35,7 @@ from edgewise.layout import RECIPE
 from edgewise.progress import Progress
 from edgewise.prune.candidates import CARE
 from edgewise.quantize import Quantize, activation_cost, quantize_static
-from edgewise.recipe import Recipe, parse, read
+from edgewise.recipe import Measure, Recipe, parse, read
 from edgewise.run import Finished, check_reach, check_steps, compress, prepare
 from edgewise.train import evaluate
 from edgewise.train.config import Precision
@@ -46,6 +45,7 @@ DENSE_EPOCHS, EPOCHS = 30, 10
 FINE_TUNING_LR = 0.02  # at the rate of a training from nothing, what a network knows would be lost
 MAY_LOSE_PT = 1.0  # by quantising, where the budget says nothing of accuracy
 SECONDS = 5.0
+RUNTIMES = get_args(get_type_hints(Measure)["runtime"])  # those that a recipe's artifacts run in
 # What is lost to first order, in one unit over all groups, so that it adds up: a channel's layers, a branch's channels.
 IMPORTANCE = {"importance": "taylor", "reduce": "sum", "normalize": "none"}
 FAR = 2.0  # times: so much more pruning outweighs what int8 loses

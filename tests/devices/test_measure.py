@@ -5,8 +5,8 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from devices.files import dense_file
-from edgewise.devices import Job, Measurement, Samples, measure
+from devices.files import coded_file, dense_file, openvino_file
+from edgewise.devices import RUNTIMES, Job, Measurement, Samples, measure
 from edgewise.devices.base import Progress
 from edgewise.devices.local import available_cores
 from edgewise.devices.measure import measure_until_quiet
@@ -44,7 +44,7 @@ def test_a_device_is_asked_once_for_all_artifacts(tmp_path: Path) -> None:
     paths = [dense_file(tmp_path / "a.onnx", 4), dense_file(tmp_path / "b.onnx", 8)]
     device = FakeDevice()
     found = measure(paths, threads=3, seconds=2.0, rounds=7, input_shape=(3, 8, 8), device=device)
-    assert device.jobs == [Job(tuple(paths), "onnxruntime", 3, 2.0, 7, (3, 8, 8))]
+    assert device.jobs == [Job(tuple(paths), ("onnxruntime",) * 2, 3, 2.0, 7, (3, 8, 8))]
     assert found[1] == Measurement(
         artifact=str(paths[1]),
         runtime="onnxruntime",
@@ -74,10 +74,32 @@ def test_this_machine_runs_them_and_keeps_every_sample(tmp_path: Path, capfd: py
     assert a.version == onnxruntime.__version__
 
 
+def test_files_of_several_formats_are_compared_in_one_run(tmp_path: Path) -> None:
+    floats, codes = dense_file(tmp_path / "float.onnx", 300), coded_file(tmp_path / "int8.onnx")
+    theirs = openvino_file(floats)
+    found = measure([floats, theirs, codes], seconds=0.2, rounds=2)
+    assert [m.runtime for m in found] == ["onnxruntime", "openvino", "onnxruntime"]
+    assert [m.version for m in found] == [RUNTIMES[m.runtime].version() for m in found]
+    assert len({len(m.samples_s) for m in found}) == 1, "they took their turns together"
+    assert found[1].file_bytes == theirs.stat().st_size + theirs.with_suffix(".bin").stat().st_size
+    assert found[1].file_bytes > 4 * 300 * 300, "the weights lie beside the network"
+    assert min(m.resident_bytes for m in found) > 0
+    found = measure([floats, codes], runtime="openvino", seconds=0.2, rounds=2)
+    assert [m.runtime for m in found] == ["openvino", "openvino"]
+
+
+def test_a_network_without_its_weights_is_named(tmp_path: Path) -> None:
+    path = openvino_file(dense_file(tmp_path / "net.onnx", 4))
+    path.with_suffix(".bin").unlink()
+    with pytest.raises(UserError, match=r"net\.bin: no such file"):
+        measure([path])
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
         ({"runtime": "onnxruntme"}, UnknownName, 'runtime "onnxruntme" is unknown; did you mean "onnxruntime"?'),
+        ({"runtime": "litert"}, UserError, "a.onnx: litert does not take .onnx files"),
         ({"threads": 0}, UserError, "threads = 0: this machine has "),
         ({"threads": 10**6}, UserError, "threads = 1000000: this machine has "),
         ({"seconds": 0.0}, ValueError, "seconds = 0.0, rounds = 20: both must be positive"),
@@ -98,8 +120,9 @@ def test_files_that_are_missing_or_broken_are_named_in_one_line(tmp_path: Path) 
     broken.write_bytes(b"no model")
     with pytest.raises(UserError, match=r"nowhere\.onnx: no such file"):
         measure([good, tmp_path / "nowhere.onnx"])
+    (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(UserError, match="no such file"):
-        measure([tmp_path])
+        measure([tmp_path / "folder.onnx"])
     with pytest.raises(MeasurementFailed, match=r"broken\.onnx: ONNX Runtime cannot load it: ") as caught:
         measure([good, broken])
     assert "\n" not in str(caught.value)

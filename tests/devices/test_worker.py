@@ -10,18 +10,14 @@ import numpy as np
 import pytest
 
 from devices.files import dense_file
-from edgewise.devices import RUNTIMES
-from edgewise.devices.worker import LOADERS, load_onnxruntime, random_input, resolve_shape
+from edgewise.devices.runtimes import TensorSpec
+from edgewise.devices.worker import load, random_input, resolve_shape
 from edgewise.errors import MeasurementFailed, UserError
 
 
 def python(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run([sys.executable, *arguments], input=stdin, capture_output=True, text=True, env=environment)
-
-
-def test_every_runtime_has_its_loader() -> None:
-    assert LOADERS.keys() == RUNTIMES.keys()
 
 
 @pytest.mark.parametrize(
@@ -33,6 +29,8 @@ def test_every_runtime_has_its_loader() -> None:
         ([None, None, None, None], (1, 28, 28), (1, 1, 28, 28)),
         ([4, 3, 32, 32], None, (4, 3, 32, 32)),
         ([4, 3, 32, 32], (3, 32, 32), (4, 3, 32, 32)),
+        (["batch", 32, 24, 3], (3, 32, 24), (1, 32, 24, 3)),
+        ([1, None, None, 3], (3, 32, 24), (1, 32, 24, 3)),
         ([-1, 10], None, (1, 10)),
         (["batch"], None, (1,)),
     ],
@@ -47,6 +45,7 @@ def test_open_axes_are_filled_in(dims: list, given: tuple | None, shape: tuple[i
         (["batch", 3, "h", "w"], None, "net.onnx: its input [batch, 3, h, w] leaves axes open; give their lengths"),
         (["batch", 3, 32, 32], (1, 32, 32), "net.onnx: its input is [batch, 3, 32, 32], which 1x32x32 does not fit"),
         (["batch", 10], (3, 32, 32), "net.onnx: its input is [batch, 10], which 3x32x32 does not fit"),
+        ([None, 9, 9, 3], (3, 9, 8), "net.onnx: its input is [?, 9, 9, 3], which 3x9x8 does not fit"),
     ],
 )
 def test_shapes_that_are_unknown_or_do_not_fit(dims: list, given: tuple | None, message: str) -> None:
@@ -56,30 +55,31 @@ def test_shapes_that_are_unknown_or_do_not_fit(dims: list, given: tuple | None, 
 
 
 def test_random_inputs_are_normal_and_always_the_same() -> None:
-    first = random_input(["batch", 3, 64, 64], "tensor(float)", None, Path("net.onnx"))
+    first = random_input(TensorSpec(("batch", 3, 64, 64), "float32"), None, Path("net.onnx"))
     assert (first.shape, first.dtype) == ((1, 3, 64, 64), np.float32)
     assert abs(first.mean()) < 0.05
     assert abs(first.std() - 1) < 0.05
-    assert np.array_equal(first, random_input([1, 3, 64, 64], "tensor(float)", None, Path("other.onnx")))
+    assert np.array_equal(first, random_input(TensorSpec((1, 3, 64, 64), "float32"), None, Path("o.onnx")))
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("tensor(uint8)", np.uint8), ("tensor(int8)", np.int8)])
-def test_integer_inputs(kind: str, dtype: type) -> None:
-    found = random_input([1, 100], kind, None, Path("net.onnx"))
-    assert found.dtype == dtype
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16"])
+def test_integer_inputs(dtype: str) -> None:
+    found = random_input(TensorSpec((1, 100), dtype), None, Path("net.onnx"))
+    assert found.dtype == np.dtype(dtype)
     assert (found.min(), found.max()) >= (0, 100)
 
 
 def test_an_input_that_is_no_image_is_refused() -> None:
-    with pytest.raises(UserError, match=r"net\.onnx: an input is tensor\(string\), measuring knows tensor\(float\), "):
-        random_input([1], "tensor(string)", None, Path("net.onnx"))
+    with pytest.raises(UserError, match=r"net\.onnx: an input is tensor\(string\), measuring knows float32, "):
+        random_input(TensorSpec((1,), "tensor(string)"), None, Path("net.onnx"))
 
 
-def test_a_file_that_loads_but_does_not_run_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("runtime", "title"), [("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO")])
+def test_a_file_that_loads_but_does_not_run_is_named(runtime: str, title: str, tmp_path: Path) -> None:
     path = dense_file(tmp_path / "net.onnx", 4, dims=("batch", "channels", 8, 8))
-    load_onnxruntime(path, 1, (3, 8, 8))()
-    with pytest.raises(MeasurementFailed, match=r"net\.onnx: ONNX Runtime cannot run it: ") as caught:
-        load_onnxruntime(path, 1, (5, 8, 8))
+    load(path, runtime, 1, (3, 8, 8))()
+    with pytest.raises(MeasurementFailed, match=rf"net\.onnx: {title} cannot run it: ") as caught:
+        load(path, runtime, 1, (5, 8, 8))
     assert "\n" not in str(caught.value)
 
 
@@ -94,8 +94,9 @@ def test_the_peak_rises_with_what_was_held() -> None:
 
 
 def test_torch_is_not_in_its_memory() -> None:
-    done = python("-c", "import edgewise.devices.worker, sys; print('torch' in sys.modules)")
-    assert done.stdout == "False\n", done.stderr
+    code = "import edgewise.devices.worker as worker, sys; print('torch' in sys.modules, 'openvino' in sys.modules)"
+    done = python("-c", f"{code}; worker.RUNTIMES['openvino'].imported(); print('torch' in sys.modules)")
+    assert done.stdout == "False False\nFalse\n", done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin a process")
@@ -110,7 +111,7 @@ def test_the_protocol_is_json_lines_with_the_answer_last(tmp_path: Path) -> None
     request = {
         "task": "latency",
         "artifacts": [str(dense_file(tmp_path / "net.onnx", 4))],
-        "runtime": "onnxruntime",
+        "runtimes": ["onnxruntime"],
         "threads": 1,
         "seconds": 0.01,
         "rounds": 3,

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from edgewise.errors import CheckFailed, MeasurementFailed, ModelError, UserError
+from edgewise.errors import CheckFailed, MeasurementFailed, ModelError, UnknownName, UserError
 from edgewise.export.verify import (
     Check,
     compare_float,
@@ -73,6 +73,32 @@ def test_outputs_takes_a_view_that_is_not_contiguous(tmp_path: Path) -> None:
     path = scores_file(tmp_path / "net.onnx", [1.0, 2.0, 3.0])
     strided = SCORES.repeat(2, 1, 1, 1)[::2]
     assert torch.equal(outputs(path, strided), outputs(path, strided.clone()))
+
+
+def test_outputs_in_openvino_are_those_of_onnx_runtime(exported: Path) -> None:
+    inputs = images(10, seed=3)
+    expected = outputs(exported, inputs, 1)
+    for batch in (1, 4, 10):
+        assert relative_error(outputs(exported, inputs, 1, batch=batch, runtime="openvino"), expected) < 1e-5
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_file_of_one_batch_is_run_in_such(runtime: str, tmp_path: Path) -> None:
+    """Its batch of 2 is its own; 4 images are two of them, 3 are none."""
+    model = onnx.load(scores_file(tmp_path / "net.onnx", [1.0, 2.0, 3.0]))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(model, tmp_path / "net.onnx")
+    expected = SCORES.flatten(1) * torch.tensor([1.0, 2.0, 3.0])
+    assert torch.equal(outputs(tmp_path / "net.onnx", SCORES, runtime=runtime), expected)
+    with pytest.raises(MeasurementFailed, match="cannot run it on inputs"):
+        outputs(tmp_path / "net.onnx", SCORES[:3], runtime=runtime)
+
+
+def test_an_unknown_runtime_or_format_is_the_users_mistake(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match='"openvin" is unknown; did you mean "openvino"'):
+        outputs(exported, SCORES, runtime="openvin")
+    with pytest.raises(UserError, match=r'net\.h5: no runtime takes files with the suffix "\.h5"'):
+        outputs(tmp_path / "net.h5", SCORES)
 
 
 def test_a_missing_file_is_the_users_mistake(tmp_path: Path) -> None:

@@ -20,15 +20,15 @@ class Job:
 
     Args:
         artifacts: their files; the first is the reference.
-        runtime: a name of `edgewise list runtimes`.
-        threads: how many threads the runtime may use; its process is held to as many cores where the system can.
+        runtimes: what runs each of them, names of `edgewise list runtimes`.
+        threads: how many threads a runtime may use; its process is held to as many cores where the system can.
         seconds: for how long at least, all artifacts together.
         rounds: how often each has its turn at least.
         input_shape: ``(C, H, W)`` for axes that a file leaves open; an open batch axis is 1.
     """
 
     artifacts: tuple[Path, ...]
-    runtime: str
+    runtimes: tuple[str, ...]
     threads: int
     seconds: float
     rounds: int
@@ -42,7 +42,7 @@ class Samples:
     Args:
         latencies_s: seconds of each run, in their order, warm-up left out.
         resident_bytes: memory that loading and running the artifact takes in a process of its own.
-        version: of the runtime.
+        version: of its runtime.
         cpu: the processor's name.
     """
 
@@ -60,7 +60,8 @@ class Device(Protocol):
 
         Raises:
             UserError: the job asks for what the machine or an artifact does not have.
-            MeasurementFailed: the runtime cannot load or run an artifact.
+            MissingExtra: a runtime is not installed.
+            MeasurementFailed: a runtime cannot load or run an artifact.
         """
 
 
@@ -70,12 +71,13 @@ class Measurement:
 
     Args:
         artifact: its file.
-        runtime: what ran it, with its version.
+        runtime: what ran it.
+        version: of the runtime.
         threads: how many threads it could use.
         cpu: the processor's name.
         samples_s: seconds of each run, in their order, warm-up left out.
         resident_bytes: by how much the peak of a process's memory rose when it loaded and ran the artifact alone.
-        file_bytes: the file's size.
+        file_bytes: the file's size, with that of the weights where a format keeps them beside it.
     """
 
     artifact: str
@@ -117,9 +119,3 @@ class Measurement:
         """Read what `to_dict` wrote."""
         fields: dict[str, Any] = {name: content[name] for name in cls.__dataclass_fields__}
         return cls(**{**fields, "samples_s": tuple(fields["samples_s"])})
-
-
-# What can run an artifact, by name; `worker` holds the functions that load into each.
-RUNTIMES: dict[str, str] = {
-    "onnxruntime": "ONNX Runtime on the CPU, for .onnx files",
-}

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 import edgewise
 from edgewise.devices.base import Job, Samples
-from edgewise.errors import EdgewiseError, MeasurementFailed, UserError
+from edgewise.errors import EdgewiseError, MeasurementFailed, MissingExtra, UserError
 from edgewise.progress import Progress
 
 PACKAGES = ("torch", "numpy", "onnx", "onnxruntime")
@@ -29,7 +29,9 @@ NOTABLE_FLAGS = (
 )
 MACHINE_ID, BOARD = Path("/etc/machine-id"), Path("/proc/device-tree/model")
 CPU_MARKS = ("model name", "stepping", "CPU implementer", "CPU variant", "CPU part", "CPU revision")
-ERRORS: dict[str, type[EdgewiseError]] = {"UserError": UserError, "MeasurementFailed": MeasurementFailed}
+ERRORS: dict[str, type[EdgewiseError]] = {
+    error.__name__: error for error in (UserError, MissingExtra, MeasurementFailed)
+}
 
 
 class LocalDevice:
@@ -40,16 +42,21 @@ class LocalDevice:
 
         Raises:
             UserError: more threads than cores, or an input whose shape is not known.
-            MeasurementFailed: the runtime cannot load or run an artifact.
+            MissingExtra: a runtime is not installed.
+            MeasurementFailed: a runtime cannot load or run an artifact.
         """
         cores = available_cores()
         if not 1 <= job.threads <= cores:
             raise UserError(f"threads = {job.threads}: this machine has {cores} cores to use; give 1 to {cores}")
-        timed = ask_worker(_request("latency", job, job.artifacts), job.seconds, progress)
-        held = [ask_worker(_request("memory", job, (path,)))["resident_bytes"] for path in job.artifacts]
+        timed = ask_worker(_request("latency", job), job.seconds, progress)
+        alone = [
+            replace(job, artifacts=(path,), runtimes=(runtime,))
+            for path, runtime in zip(job.artifacts, job.runtimes, strict=True)
+        ]
+        held = [ask_worker(_request("memory", each))["resident_bytes"] for each in alone]
         return [
-            Samples(tuple(samples), resident, timed["version"], cpu_name())
-            for samples, resident in zip(timed["samples_s"], held, strict=True)
+            Samples(tuple(samples), resident, version, cpu_name())
+            for samples, resident, version in zip(timed["samples_s"], held, timed["versions"], strict=True)
         ]
 
 
@@ -62,7 +69,7 @@ def ask_worker(request: dict[str, Any], seconds: float = 0.0, progress: Progress
         progress: is told ("measure", milliseconds passed, milliseconds in all).
 
     Raises:
-        UserError: what the worker found wrong with the request.
+        UserError: what the worker found wrong with the request; MissingExtra is one.
         MeasurementFailed: the runtime failed, or the process ended without an answer.
     """
     command = [sys.executable, "-P", "-m", "edgewise.devices.worker"]  # -P: no module of the working folder is meant
@@ -170,8 +177,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _request(task: str, job: Job, artifacts: tuple[Path, ...]) -> dict[str, Any]:
-    return {**asdict(job), "task": task, "artifacts": [str(path) for path in artifacts]}
+def _request(task: str, job: Job) -> dict[str, Any]:
+    return {**asdict(job), "task": task, "artifacts": [str(path) for path in job.artifacts]}
 
 
 def _message(line: str) -> dict[str, Any]:

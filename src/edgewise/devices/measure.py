@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edgewise.devices.base import RUNTIMES, Device, Job, Measurement
+from edgewise.devices.base import Device, Job, Measurement
 from edgewise.devices.local import LocalDevice
-from edgewise.errors import UnknownName, UserError, nearest
+from edgewise.devices.runtimes import files_of, runtime_of
+from edgewise.errors import UserError
 from edgewise.progress import Progress
 
 TRIES = 3  # of a measurement that is noisy
@@ -31,8 +32,8 @@ def measure(
 
     Args:
         artifacts: their files; the first is the reference.
-        runtime: a name of `edgewise list runtimes`.
-        threads: how many threads the runtime may use; its process is held to as many cores where the system can.
+        runtime: a name of `edgewise list runtimes`; a file that it does not take, but only one other does, runs there.
+        threads: how many threads a runtime may use; its process is held to as many cores where the system can.
         seconds: for how long at least, all artifacts together; at most 5000 samples each are taken.
         rounds: how many turns of 5 runs each has at least, within ten times `seconds`.
         input_shape: ``(C, H, W)`` for axes that a file leaves open.
@@ -44,33 +45,34 @@ def measure(
 
     Raises:
         UnknownName: there is no such runtime.
-        UserError: a file is missing, its input's shape is not known, or there are fewer cores than threads.
-        MeasurementFailed: the runtime cannot load or run an artifact.
+        UserError: a file is missing, none of the runtimes takes it, its input's shape is not known, or there are fewer
+            cores than threads.
+        MissingExtra: a runtime is not installed.
+        MeasurementFailed: a runtime cannot load or run an artifact.
     """
     if not artifacts:
         raise ValueError("artifacts is empty; give at least one file")
-    if runtime not in RUNTIMES:
-        raise UnknownName(f'runtime "{runtime}" is unknown; {nearest(runtime, RUNTIMES)}')
     if not seconds > 0 or rounds < 1:
         raise ValueError(f"seconds = {seconds}, rounds = {rounds}: both must be positive")
     paths = tuple(Path(path) for path in artifacts)
-    for path in paths:
+    runtimes = tuple(runtime_of(path, runtime) for path in paths)
+    for path in (file for whole in paths for file in files_of(whole)):
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-    job = Job(paths, runtime, threads, seconds, rounds, input_shape)
+    job = Job(paths, runtimes, threads, seconds, rounds, input_shape)
     answers = (device or LocalDevice()).run(job, progress)
     return [
         Measurement(
             artifact=str(path),
-            runtime=runtime,
+            runtime=name,
             version=samples.version,
             threads=threads,
             cpu=samples.cpu,
             samples_s=samples.latencies_s,
             resident_bytes=samples.resident_bytes,
-            file_bytes=path.stat().st_size,
+            file_bytes=sum(file.stat().st_size for file in files_of(path)),
         )
-        for path, samples in zip(paths, answers, strict=True)
+        for path, name, samples in zip(paths, runtimes, answers, strict=True)
     ]
 
 

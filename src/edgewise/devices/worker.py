@@ -3,7 +3,7 @@
 A request says what is wanted: "latency", the seconds of many runs of all artifacts in turn, "memory", the bytes that
 loading and running one of them takes, or "layers", the seconds of single layers.
 Lines out are ``{"passed_s": ...}`` now and then, and at the end ``{"answer": ...}`` or ``{"error": class,
-"message": ...}``. It imports no torch, so that little else is in its memory.
+"message": ...}``. It imports no torch, so that little else is in its memory; ExecuTorch's runtime does.
 """
 
 from __future__ import annotations
@@ -15,77 +15,60 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from edgewise.devices.runtimes import RUNTIMES, Array, TensorSpec, channels_last, fits, open_session, shown
 from edgewise.devices.schedule import interleave
-from edgewise.devices.session import open_session
 from edgewise.errors import EdgewiseError, MeasurementFailed, UserError, one_line
 
 REPORT_EVERY_S = 0.2
 MEMORY_RUNS = 3
-DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-}
+DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16")
 
 
-class Runtime(NamedTuple):
-    """How an artifact becomes something to call."""
+def load(path: Path, runtime: str, threads: int, input_shape: Sequence[int] | None) -> Callable[[], object]:
+    """Load an artifact, run it once, and return what runs it again on the same random input.
 
-    version: Callable[[], str]
-    load: Callable[[Path, int, Sequence[int] | None], Callable[[], object]]
-
-
-def onnxruntime_version() -> str:
-    """Return ONNX Runtime's version."""
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
-
-
-def load_onnxruntime(path: Path, threads: int, input_shape: Sequence[int] | None) -> Callable[[], object]:
-    """Load an ONNX file, run it once, and return what runs it again on the same random input."""
-    session = open_session(path, threads)
-    feed = {i.name: random_input(i.shape, i.type, input_shape, path) for i in session.get_inputs()}
+    Raises:
+        UserError: an input's shape is not known, or its type is none that images have.
+        MissingExtra: the runtime is not installed.
+        MeasurementFailed: it cannot load or run the file.
+    """
+    session = open_session(path, runtime, threads)
+    arrays = [random_input(spec, input_shape, path) for spec in session.inputs]
 
     def run() -> object:
-        return session.run(None, feed)
+        return session(*arrays)
 
     try:
         run()
     except Exception as error:
-        raise MeasurementFailed(f"{path}: ONNX Runtime cannot run it: {one_line(error)}") from error
+        raise MeasurementFailed(f"{path}: {RUNTIMES[runtime].title} cannot run it: {one_line(error)}") from error
     return run
 
 
-LOADERS: dict[str, Runtime] = {"onnxruntime": Runtime(onnxruntime_version, load_onnxruntime)}
-
-
-def random_input(
-    dims: Sequence[int | str | None], kind: str, input_shape: Sequence[int] | None, path: Path
-) -> np.ndarray[Any, Any]:
+def random_input(spec: TensorSpec, input_shape: Sequence[int] | None, path: Path) -> Array:
     """Draw an input of the shape and type that a file asks for, always the same: normal, integers from 0 to 127.
 
     Raises:
         UserError: the shape is not known, or the type is none that images have.
     """
-    if kind not in DTYPES:
-        raise UserError(f"{path}: an input is {kind}, measuring knows {', '.join(DTYPES)}")
-    shape, dtype, generator = resolve_shape(dims, input_shape, path), DTYPES[kind], np.random.default_rng(0)
-    if np.issubdtype(dtype, np.integer):
-        return generator.integers(0, 128, shape).astype(dtype)
-    return generator.standard_normal(shape).astype(dtype)
+    if spec.dtype not in DTYPES:
+        raise UserError(f"{path}: an input is {spec.dtype}, measuring knows {', '.join(DTYPES)}")
+    shape, generator = resolve_shape(spec.dims, input_shape, path), np.random.default_rng(0)
+    if np.issubdtype(spec.dtype, np.integer):
+        return generator.integers(0, 128, shape).astype(spec.dtype)
+    return generator.standard_normal(shape).astype(spec.dtype)
 
 
 def resolve_shape(
     dims: Sequence[int | str | None], input_shape: Sequence[int] | None, path: Path | str
 ) -> tuple[int, ...]:
-    """Fill in the axes that a file leaves open: 1 for the batch, the rest from the shape of an image.
+    """Fill in the axes that a file leaves open: 1 for the batch, the rest from the shape ``(C, H, W)`` of an image.
+
+    A file that such an image fits only with its channels last is given them last.
 
     Raises:
         UserError: an axis is open and no shape was given, or the shape is not the file's.
@@ -93,17 +76,16 @@ def resolve_shape(
     >>> resolve_shape(["batch", 3, "height", "width"], (3, 32, 32), "net.onnx")
     (1, 3, 32, 32)
     """
-    stated = "[" + ", ".join(str(dim) for dim in dims) + "]"
-    image: Sequence[int | None] = input_shape or [None] * (len(dims) - 1)
-    wanted = (1, *image)
-    known = [dim if isinstance(dim, int) and dim > 0 else None for dim in dims]
-    pairs = list(zip(known, wanted, strict=False))
-    if len(wanted) != len(dims) or any(None not in pair and pair[0] != pair[1] for pair in pairs[1:]):
+    image = tuple(input_shape or ())
+    if image and channels_last(dims, image):
+        image = (*image[1:], image[0])
+    if image and not fits(dims[1:], image):
         given = "x".join(str(length) for length in input_shape or ())
-        raise UserError(f"{path}: its input is {stated}, which {given} does not fit")
-    shape = [length if length is not None else other for length, other in pairs]
+        raise UserError(f"{path}: its input is {shown(dims)}, which {given} does not fit")
+    wanted = (1, *(image or [None] * len(dims)))[: len(dims)]
+    shape = [dim if isinstance(dim, int) and dim > 0 else length for dim, length in zip(dims, wanted, strict=True)]
     if None in shape:
-        raise UserError(f"{path}: its input {stated} leaves axes open; give their lengths, as in --input 3x32x32")
+        raise UserError(f"{path}: its input {shown(dims)} leaves axes open; give their lengths, as in --input 3x32x32")
     return tuple(length for length in shape if length is not None)
 
 
@@ -128,8 +110,10 @@ def peak_resident_bytes() -> int:
 
 def latency(request: Mapping[str, Any], say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Run all artifacts in turn."""
-    runtime = LOADERS[request["runtime"]]
-    loaded = [runtime.load(Path(p), request["threads"], request["input_shape"]) for p in request["artifacts"]]
+    loaded = [
+        load(Path(path), runtime, request["threads"], request["input_shape"])
+        for path, runtime in zip(request["artifacts"], request["runtimes"], strict=True)
+    ]
     said_s = 0.0
 
     def report(passed_s: float) -> None:
@@ -144,16 +128,15 @@ def latency(request: Mapping[str, Any], say: Callable[[dict[str, Any]], None]) -
         loaded, seconds=request["seconds"], rounds=request["rounds"], clock=time.perf_counter, report=report
     )
     nanoseconds = [[round(sample, 9) for sample in own] for own in samples]
-    return {"samples_s": nanoseconds, "version": runtime.version()}
+    return {"samples_s": nanoseconds, "versions": [RUNTIMES[runtime].version() for runtime in request["runtimes"]]}
 
 
 def memory(request: Mapping[str, Any], say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Load and run one artifact, and find by how much the peak of the process's memory rose."""
-    runtime = LOADERS[request["runtime"]]
-    runtime.version()  # the runtime's own code is loaded before
-    (artifact,) = request["artifacts"]
+    ((artifact, runtime),) = zip(request["artifacts"], request["runtimes"], strict=True)
+    RUNTIMES[runtime].imported()  # its own code is in memory before
     before = peak_resident_bytes()
-    run = runtime.load(Path(artifact), request["threads"], request["input_shape"])
+    run = load(Path(artifact), runtime, request["threads"], request["input_shape"])
     for _ in range(MEMORY_RUNS):
         run()
     return {"resident_bytes": peak_resident_bytes() - before}
@@ -183,7 +166,7 @@ def main() -> None:
             lines.flush()
 
         request = json.load(sys.stdin)
-        pin(request["threads"])
+        pin(request["threads"])  # before a runtime is loaded: their pools count the cores
         try:
             say({"answer": TASKS[request["task"]](request, say)})
         except EdgewiseError as error:

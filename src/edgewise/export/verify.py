@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgewise.devices.session import open_session
+from edgewise.devices.runtimes import RUNTIMES, infer, open_session, runtime_of
 from edgewise.errors import CheckFailed, MeasurementFailed, one_line
 from edgewise.graph.trace import evaluating
 from edgewise.train.forward import forward
@@ -47,30 +47,43 @@ class Check:
     detail: str = ""
 
 
-def outputs(path: Path, inputs: Tensor, threads: int | None = None, *, batch: int = BATCH) -> Tensor:
-    """Compute an ONNX file's outputs in ONNX Runtime.
+def outputs(
+    path: Path,
+    inputs: Tensor,
+    threads: int | None = None,
+    *,
+    batch: int = BATCH,
+    runtime: str = "onnxruntime",
+) -> Tensor:
+    """Compute a file's outputs in a runtime.
 
     Args:
-        path: a file with one float32 input and one output.
+        path: a file with one input; its first output counts. A file of 8-bit codes is given and read as floats, and one
+            with its channels last is given them last.
         inputs: ``[N, C, H, W]`` float32.
         threads: how many threads it may use; by default one for each core.
-        batch: how many images at a time.
+        batch: how many images at a time, where the file does not say it.
+        runtime: a name of `edgewise list runtimes`; a file that it does not take, but only one other does, runs there.
 
     Returns:
         ``[N, classes]`` float32.
 
     Raises:
-        UserError: there is no such file.
-        MeasurementFailed: ONNX Runtime cannot load the file, or not run it on these inputs.
+        UnknownName: there is no such runtime.
+        UserError: there is no such file, or no runtime takes such files.
+        MissingExtra: the runtime is not installed.
+        MeasurementFailed: it cannot load the file, or not run it on these inputs.
     """
-    session = open_session(path, threads)
-    name = session.get_inputs()[0].name
+    name = runtime_of(path, runtime)
+    session = open_session(path, name, threads)
+    stated = session.inputs[0].dims[0] if session.inputs and session.inputs[0].dims else None
+    parts = torch.split(inputs.detach().cpu(), stated if isinstance(stated, int) and stated > 0 else batch)
     try:
-        parts = [session.run(None, {name: part.numpy()})[0] for part in torch.split(inputs.detach().cpu(), batch)]
+        found = [infer(session, part.numpy()) for part in parts]
     except Exception as error:
-        shape = list(inputs.shape)
-        raise MeasurementFailed(f"{path}: ONNX Runtime cannot run it on inputs {shape}: {one_line(error)}") from error
-    return torch.cat([torch.from_numpy(part) for part in parts])
+        about = f"{RUNTIMES[name].title} cannot run it on inputs {list(inputs.shape)}"
+        raise MeasurementFailed(f"{path}: {about}: {one_line(error)}") from error
+    return torch.cat([torch.from_numpy(part) for part in found])
 
 
 def compare_float(model: nn.Module, path: Path, inputs: Tensor, *, limit: float = 1e-4) -> Check:

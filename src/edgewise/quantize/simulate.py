@@ -162,7 +162,8 @@ def attach(network: OnnxNetwork, sites: Sites, ranges: Mapping[str, Range], bits
     """
     network.taps.clear()
     for name in sites.observed:
-        network.tap(name, FakeQuantize(ACTIVATIONS, choose(*ranges[name], ACTIVATIONS)))
+        scale, zero_point = (each.reshape(()) for each in choose(*ranges[name], ACTIVATIONS))
+        network.tap(name, FakeQuantize(ACTIVATIONS, QParams(scale, zero_point)))
     for layer in (*sites.layers.values(), *sites.stored.values()):
         width = bits if isinstance(bits, int) else bits.get(layer.name, 8)
         tap = weight_tap(layer, network.weight(layer.weight).detach(), width)

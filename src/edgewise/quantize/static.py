@@ -110,8 +110,9 @@ class Quantizer:
             exclude: the layers to leave out.
             bits: of the weights, for all layers or by the layers' names.
         """
+        ranges = self.ranges  # first: what the file cannot do is told from here
         network, sites = OnnxNetwork(self._prepared.graph), self.sites(exclude)
-        attach(network, sites, self.ranges, bits or (REDUCED_BITS if self.config.reduce_range else 8))
+        attach(network, sites, ranges, bits or (REDUCED_BITS if self.config.reduce_range else 8))
         if self.config.correct_bias:
             correct_biases_(network, sites.layers.values(), self.images[:CORRECTION_IMAGES])
         return network
