@@ -45,7 +45,7 @@ def test_a_network_of_every_kind_computes_the_same(float_file: Path) -> None:
     found = Counter(operators(ready))
     assert found["MatMul"] == 0
     assert found["Gemm"] == 3
-    assert found["Mul"] == 1  # the gate's; the layer scale is in the weights
+    assert found["Mul"] == 2  # the gate's, and that in hard-swish; the layer scale is in the weights
     assert [layer.name for layer in layers(ready.graph)][:4] == ["stem", "mixer.depthwise", "mixer.up", "mixer.down"]
 
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from edgewise.export.compact import compact_
-from edgewise.quantize.rewrite import float_outputs_, pad_codes_
+from edgewise.quantize.rewrite import gate_codes_, pad_codes_
 
 CONSTANTS = {
     "pads": np.asarray([0, 0, 1, 1, 0, 0, 1, 1]),
@@ -93,28 +93,27 @@ def test_other_paddings_stay_between_floats(model: onnx.ModelProto) -> None:
     assert np.array_equal(run(after), run(model))
 
 
-def test_the_output_is_what_the_last_operator_computed() -> None:
-    model = ir.from_proto(
-        onnx.parser.parse_model(
-            '<ir_version: 9, opset_import: ["" : 18]> g (float[2] x) => (float[2] y)'
-            "<float s = {0.5}, uint8 z = {9}> { n = Neg(x) q = QuantizeLinear(n, s, z) y = DequantizeLinear(q, s, z) }"
-        )
-    )
-    float_outputs_(model.graph)
-    compact_(model)
-    proto = ir.to_proto(model)
-    assert operators(proto) == ["Neg"]
-    assert [str(dim.dim_value) for dim in proto.graph.output[0].type.tensor_type.shape.dim] == ["2"]
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    x = np.asarray([0.3, -0.1], np.float32)
-    assert np.array_equal(session.run(["y"], {"x": x})[0], -x)
-
-
-def test_an_output_that_no_operator_computes_stays() -> None:
-    text = (
-        '<ir_version: 9, opset_import: ["" : 18]> g (float[2] x) => (float[2] y)'
-        "<float s = {0.5}, uint8 z = {9}> { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }"
-    )
-    model = ir.from_proto(onnx.parser.parse_model(text))
-    float_outputs_(model.graph)
-    assert operators(ir.to_proto(model)) == ["QuantizeLinear", "DequantizeLinear"]
+@pytest.mark.parametrize(("alpha", "beta"), [(1 / 6, 0.5), (0.25, 0.375)])
+def test_a_hard_sigmoid_is_rounding_to_other_codes(alpha: float, beta: float) -> None:
+    """In steps of 1/256, which have no code for 1."""
+    text = f"""<ir_version: 9, opset_import: ["" : 18]> g (float[N] x) => (float[N] y)
+        <float s = {{0.0625}}, uint8 z = {{120}}, float step = {{0.00390625}}, uint8 nil = {{0}}> {{
+            q = QuantizeLinear(x, s, z)
+            d = DequantizeLinear(q, s, z)
+            h = HardSigmoid <alpha = {alpha}, beta = {beta}> (d)
+            r = QuantizeLinear(h, step, nil)
+            y = DequantizeLinear(r, step, nil)
+        }}"""
+    model = onnx.parser.parse_model(text)
+    network = ir.from_proto(copy.deepcopy(model))
+    gate_codes_(network.graph)
+    after = ir.to_proto(network)
+    assert "HardSigmoid" not in operators(after)
+    x = np.linspace(-8, 8, 2001, dtype=np.float32)
+    found = [
+        onnxruntime.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+        for each in (model, after)
+    ]
+    # A number between two codes may be rounded either way, as alpha is no short one.
+    assert np.abs(found[0][0] - found[1][0]).max() <= (1 / 256 if alpha == 1 / 6 else 0)
+    assert (found[0][0] == found[1][0]).mean() > 0.99

@@ -59,10 +59,11 @@ def test_without_its_taps_it_is_the_float_network(quantizer: Quantizer) -> None:
 def test_integer_kernels_compute_all_that_they_can(quantizer: Quantizer, tmp_path: Path) -> None:
     found = optimized(quantizer.write(tmp_path / "int8.onnx"), tmp_path)
     assert (found["QLinearConv"], found["QGemm"], found["Conv"], found["Gemm"]) == (5, 3, 0, 0)
-    assert (found["QLinearAdd"], found["QLinearSigmoid"], found["Add"], found["Sigmoid"]) == (1, 1, 0, 0)
-    # Codes become floats for the normalisation, the hard-swish, the sum behind the block and the gate; floats become
-    # codes for the four layers that come after floats, and for the image.
-    assert (found["DequantizeLinear"], found["QuantizeLinear"]) == (4, 5)
+    assert (found["QLinearAdd"], found["QLinearSigmoid"], found["QLinearMul"]) == (1, 1, 2)
+    assert found["QLinearLeakyRelu"] == 1  # the hard sigmoid in hard-swish
+    assert not {"Add", "Sigmoid", "HardSigmoid", "Mul", "GlobalAveragePool"} & set(found)
+    # Codes become floats for the normalisation alone; floats become codes behind it and the Gelu, and of the image.
+    assert (found["DequantizeLinear"], found["QuantizeLinear"]) == (1, 3)
 
 
 def test_a_layer_left_out_computes_on_floats(quantizer: Quantizer, tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ def prepare(network: ir.Model) -> ir.Model:
     network = with_shapes(_simplified(network))
     graph = network.graph
     for node in list(graph):
-        if node.op_type in ("Mul", "Div"):
+        if node.op_type == "HardSwish":
+            _into_gate(graph, node)
+        elif node.op_type in ("Mul", "Div"):
             _scale_into_layer(graph, node)
     for node in list(graph):
         if node.op_type == "Add":
@@ -87,6 +89,18 @@ def _simplified(network: ir.Model) -> ir.Model:
             return onnxscript.optimizer.optimize(network)
     except Exception as error:  # whatever the optimizer makes of operators that contradict each other
         raise ModelError(f"the network's operators cannot be simplified: {one_line(error)}") from error
+
+
+def _into_gate(graph: ir.Graph, node: ir.Node) -> None:
+    """Say hard-swish as the product of its input and a hard sigmoid: both can be computed on codes."""
+    import onnx_ir as ir
+
+    x = node.inputs[0]
+    gate = ir.node("HardSigmoid", [x], attributes={"alpha": 1 / 6, "beta": 0.5})
+    product = ir.node("Mul", [x, gate.outputs[0]])
+    graph.insert_before(node, [gate, product])
+    like(gate.outputs[0], node.outputs[0])
+    replace(graph, node, like(product.outputs[0], node.outputs[0]))
 
 
 # -- scales ------------------------------------------------------------------------------------------------------

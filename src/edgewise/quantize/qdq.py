@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from edgewise.export.edit import constant, known, like, operand
-from edgewise.quantize.rewrite import pad_codes_
+from edgewise.quantize.rewrite import gate_codes_, pad_codes_
 from edgewise.quantize.simulate import FEW_BITS, FakeQuantize, FakeQuantizeBias
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def to_qdq(network: ir.Model, sites: Sites, simulated: OnnxNetwork) -> ir.Model:
         unclamped = clamp.inputs[0] if clamp is not None and _does_nothing(clamp, tap) else None
         _as_codes(graph, values[name], unclamped or values[name], tap)
     pad_codes_(graph)
+    gate_codes_(graph)
     return network
 
 

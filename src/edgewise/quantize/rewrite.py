@@ -1,4 +1,4 @@
-"""What ONNX Runtime's quantiser leaves to be said better: operators that run on codes as they are, and float outputs.
+"""Operators between two conversions that are better said on the codes themselves.
 
 All of them change an ONNX graph in place. QuantizeLinear turns floats into codes, DequantizeLinear codes into floats:
 ``float = scale * (code - zero_point)``.
@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from edgewise.export.edit import attribute, constant, known, producer
+from edgewise.quantize.sites import GATE_STEPS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,7 +27,7 @@ def pad_codes_(graph: ir.Graph) -> None:
     for pad in list(graph):
         if pad.op_type != "Pad" or not _pads_zeros(pad):
             continue
-        before, after = _producer(pad.inputs[0], "DequantizeLinear"), _only_reader(pad.outputs[0], "QuantizeLinear")
+        before, after = producer(pad.inputs[0], "DequantizeLinear"), _only_reader(pad.outputs[0], "QuantizeLinear")
         if before is None or after is None or not _same_quantization(before, after):
             continue
         padded = ir.node("Pad", [before.inputs[0], pad.inputs[1], after.inputs[2], *pad.inputs[3:]])
@@ -33,22 +36,27 @@ def pad_codes_(graph: ir.Graph) -> None:
         graph.remove([after, pad], safe=True)
 
 
-def float_outputs_(graph: ir.Graph) -> None:
-    """Give out what the last operator computed, instead of the nearest of 256 codes."""
-    for position, coarse in enumerate(graph.outputs):
-        dequantize = _producer(coarse, "DequantizeLinear")
-        quantize = None if dequantize is None else _producer(dequantize.inputs[0], "QuantizeLinear")
-        fine = None if quantize is None else quantize.inputs[0]
-        if fine is not None and fine.producer() is not None:
-            fine.shape, fine.type = coarse.shape, coarse.type
-            graph.outputs[position] = fine
-            fine.name, coarse.name = coarse.name, None
+def gate_codes_(graph: ir.Graph) -> None:
+    """Compute hard sigmoids by rounding alone: their codes are those of their input, with another scale, cut off.
 
+    ``clip(alpha * x + beta, 0, 1)`` in steps of 1/256 is ``x`` in steps of ``1 / (256 alpha)`` around ``256 beta``. A
+    LeakyRelu with the slope 1 rounds from one scale to another in one kernel; hard sigmoids have none for codes.
+    """
+    import onnx_ir as ir
 
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """Return the operator that computes a tensor, if it is of that type."""
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == op_type else None
+    for gate in list(graph):
+        before = producer(gate.inputs[0], "DequantizeLinear") if gate.op_type == "HardSigmoid" else None
+        after = _only_reader(gate.outputs[0], "QuantizeLinear") if before is not None else None
+        if after is None or not _equals(after.inputs[1], np.float32(1 / GATE_STEPS)) or not _equals(after.inputs[2], 0):
+            continue
+        alpha, beta = attribute(gate, "alpha", 0.2), attribute(gate, "beta", 0.5)
+        scale = constant(graph, np.asarray(1 / (GATE_STEPS * alpha), np.float32))
+        zero_point = constant(graph, np.asarray(GATE_STEPS * beta, np.uint8))
+        rounded = ir.node("LeakyRelu", gate.inputs, attributes={"alpha": 1.0})
+        codes = ir.node("QuantizeLinear", [rounded.outputs[0], scale, zero_point])
+        graph.insert_before(gate, [rounded, codes])
+        ir.convenience.replace_all_uses_with(after.outputs[0], codes.outputs[0])
+        graph.remove([after, gate], safe=True)
 
 
 def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
@@ -62,23 +70,19 @@ def _pads_zeros(pad: ir.Node) -> bool:
     mode, value = pad.attributes.get("mode"), pad.inputs[2] if len(pad.inputs) > 2 else None
     if mode is not None and mode.as_string() != "constant":
         return False
-    dequantize = _producer(value, "DequantizeLinear")
+    dequantize = producer(value, "DequantizeLinear")
     if value is None or dequantize is None:
         return value is None or _equals(value, 0)
     code, _, zero_point = dequantize.inputs
-    return _constant(code) is not None and _equals(code, _constant(zero_point))
+    return known(code) is not None and _equals(code, known(zero_point))
 
 
 def _same_quantization(before: ir.Node, after: ir.Node) -> bool:
     if len(before.inputs) != 3 or len(after.inputs) != 3:
         return False
-    return all(_equals(a, _constant(b)) for a, b in zip(before.inputs[1:], after.inputs[1:], strict=True))
+    return all(_equals(a, known(b)) for a, b in zip(before.inputs[1:], after.inputs[1:], strict=True))
 
 
 def _equals(value: ir.Value | None, expected: object) -> bool:
-    found = _constant(value)
+    found = known(value)
     return found is not None and expected is not None and bool(np.array_equal(found, np.asarray(expected)))
-
-
-def _constant(value: ir.Value | None) -> np.ndarray | None:
-    return None if value is None or value.const_value is None else value.const_value.numpy()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # What ONNX Runtime's CPU kernels, OpenVINO and XNNPACK compute on codes beside layers.
 ARITHMETIC = (
-    *("Add", "Mul", "MatMul", "Concat", "Relu", "Clip", "LeakyRelu", "Sigmoid"),
+    *("Add", "Mul", "MatMul", "Concat", "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid"),
     *("AveragePool", "GlobalAveragePool"),
 )
 # What moves codes about, or picks some of them: the scale stays.
@@ -30,6 +30,7 @@ MOVES = (
     *("Squeeze", "Unsqueeze", "Identity"),
 )
 CLAMPS = ("Relu", "Clip")  # the range of the codes does what they do
+GATE_STEPS = 256  # of a hard sigmoid's codes from 0 to 1: the highest stands for 255/256
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 TO_FLOAT = ("Gemm", "MatMul")  # their integer kernels can give out floats
 STORED = ("ConvTranspose",)  # no integer kernel in ONNX Runtime: its weights are stored as codes and used as floats
@@ -70,6 +71,7 @@ class Sites:
         operators: all operators that compute on codes or move them.
         scales: for each tensor of codes, the tensor whose scale and zero point it has: its own, or what was moved.
         clamps: those of the operators that nothing is left to do for, if the codes' range ends where they clamp.
+        gates: what hard sigmoids make of codes: their own codes reach from 0 to just below 1, whatever is seen.
     """
 
     layers: dict[str, Layer] = field(default_factory=dict)
@@ -78,6 +80,7 @@ class Sites:
     operators: list[ir.Node] = field(default_factory=list)
     scales: dict[str, str] = field(default_factory=dict)
     clamps: list[ir.Node] = field(default_factory=list)
+    gates: list[str] = field(default_factory=list)
 
     @property
     def observed(self) -> list[str]:
@@ -113,6 +116,7 @@ def find_sites(graph: ir.Graph, exclude: Collection[str] = ()) -> Sites:
     _leave_floats(nodes, on_codes)
     found.operators = [node for node in nodes if node in on_codes]
     found.clamps = [node for node in found.operators if node.op_type in CLAMPS and _before(node, on_codes) is not None]
+    found.gates = [str(node.outputs[0].name) for node in found.operators if node.op_type == "HardSigmoid"]
     for node in found.operators:
         moved = node.inputs[0] if node.op_type in MOVES else None
         for value in () if node in found.clamps else _operands(node):
@@ -148,6 +152,8 @@ def _follows(node: ir.Node, on_codes: set[ir.Node]) -> bool:
 
 def _has_kernel(node: ir.Node) -> bool:
     """Say whether an operator's settings are such that codes can be computed on."""
+    if node.op_type == "HardSigmoid":
+        return float(GATE_STEPS * attribute(node, "beta", 0.5)).is_integer()
     if node.op_type == "Resize":
         return bool(attribute(node, "mode", "nearest") == "nearest")
     if node.op_type == "Pad":

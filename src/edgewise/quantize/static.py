@@ -29,7 +29,7 @@ from edgewise.quantize.observe import Observer, Range
 from edgewise.quantize.prepare import prepare
 from edgewise.quantize.qdq import to_qdq
 from edgewise.quantize.simulate import attach, calibrate
-from edgewise.quantize.sites import Sites, find_sites
+from edgewise.quantize.sites import GATE_STEPS, Sites, find_sites
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -95,7 +95,9 @@ class Quantizer:
     def ranges(self) -> dict[str, Range]:
         """What the codes of each activation cover; what is only moved about has the range of where it came from."""
         found = {name: observer.range() for name, observer in self.observers.items()}
-        return {name: found[source] for name, source in self.sites().scales.items()}
+        gate = Range(torch.tensor(0.0), torch.tensor(1 - 1 / GATE_STEPS))
+        sites = self.sites()
+        return {name: found[source] for name, source in sites.scales.items()} | dict.fromkeys(sites.gates, gate)
 
     @property
     def constant(self) -> list[str]:
