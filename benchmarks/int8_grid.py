@@ -3,7 +3,7 @@
 Of each network (fresh weights; latency does not depend on them) the float32 file, ours of every scheme and what "auto"
 keeps, ONNX Runtime's quantiser (unsigned activations and a scale a channel; its defaults; dynamic) and NNCF's, in ONNX
 Runtime and in OpenVINO, and the same behind pruning to half of the MACs, ours and Torch-Pruning's: all interleaved in
-one process, one thread, batch 1. The last line is JSON.
+one process, one thread, batch 1. The last line of each network is JSON.
 
     python benchmarks/int8_grid.py [--networks resnet20 mobilenet_v2] [--seconds 30] [--half]
 """
@@ -29,6 +29,7 @@ from edgewise.devices.measure import measure
 from edgewise.errors import BudgetError
 from edgewise.export.onnx import export
 from edgewise.export.quiet import quietly
+from edgewise.export.verify import outputs
 from edgewise.graph import trace
 from edgewise.models.convnext import convnext
 from edgewise.prune import Prune, prune
@@ -175,7 +176,9 @@ def files_of(model: nn.Module, folder: Path, images: Tensor, peers: bool) -> dic
     found = {"float32": source}
     for name, write in made.items():
         try:
-            found[name] = write(folder / f"{name.replace(' ', '-')}.onnx")
+            path = write(folder / f"{name.replace(' ', '-')}.onnx")
+            outputs(path, images[:1])  # some of the peers' files cannot be run
+            found[name] = path
         except Exception as error:  # a peer's, whatever it is
             print(f"{name}: {str(error).splitlines()[0][:150] if str(error) else type(error).__name__}", flush=True)
     return found
@@ -256,14 +259,15 @@ def grid(network: str, seconds: float, half: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a table a network, and all figures as JSON."""
+    """Print a table and a line of JSON for each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--half", action="store_true", help="also after pruning to half of the MACs")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    print(json.dumps([grid(network, options.seconds, options.half) for network in options.networks]))
+    for network in options.networks:
+        print(json.dumps(grid(network, options.seconds, options.half)), flush=True)
 
 
 if __name__ == "__main__":
