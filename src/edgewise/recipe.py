@@ -142,7 +142,7 @@ class Recipe:
     @property
     def artifact(self) -> dict[str, Any]:
         """The precision of the artifact that is made in the end, and the threads it is measured with, if it is."""
-        whole = any(isinstance(step, Quantize) for step in self.step)
+        whole = any(isinstance(step, Quantize) and step.integers for step in self.step)
         threads = [step.threads for step in self.step if isinstance(step, Measure)]
         return {"precision": "int8" if whole else "float32", "threads": threads[-1] if threads else None}
 

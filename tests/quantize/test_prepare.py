@@ -105,6 +105,18 @@ def test_each_layer_has_constants_of_its_own() -> None:
     assert first.name != second.name
 
 
+def test_layers_of_one_name_are_told_apart() -> None:
+    text = "{ c = Conv <kernel_shape=[1,1]> (x, w, b) y = Conv <kernel_shape=[1,1]> (c, w, b) }"
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["" : 20]> g (float[N,4,5,5] x) => (float[N,4,5,5] y) {text}'
+    )
+    constants = {"w": numbers(4, 4, 1, 1), "b": numbers(4)}
+    proto.graph.initializer.extend(numpy_helper.from_array(value.numpy(), name) for name, value in constants.items())
+    for node in proto.graph.node:
+        node.name = "same"
+    assert [layer.name for layer in layers(prepare(ir.from_proto(proto)).graph)] == ["same", "same_1"]
+
+
 def test_batch_normalisations_of_foreign_files_are_folded() -> None:
     text = "{ c = Conv <kernel_shape=[1,1]> (x, w) y = BatchNormalization(c, s, b, m, v) }"
     text = f"(float[N,3,5,5] x) => (float[N,4,5,5] y) {text}"

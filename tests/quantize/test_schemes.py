@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,26 @@ def test_the_best_scheme_is_the_fastest_that_holds(quantizer: Quantizer, tmp_pat
         assert (kept.speed or 0) >= max(0.98, 0.98 * fastest)
     else:
         assert fastest < 0.98
+
+
+def test_of_equally_fast_files_the_smallest_does_not_spend_the_whole_allowance(
+    quantizer: Quantizer, tmp_path: Path
+) -> None:
+    accuracies = {"int4_weight": 0.98, "int8_weight": 0.995, "float16": 1.0}
+
+    def found(path: Path) -> float:
+        return 1.0 if path == quantizer.path else accuracies.get(path.stem, 0.5)
+
+    def side_by_side(paths: Sequence[Path]) -> list[Measurement]:
+        """Take the first file for all: they are equally fast."""
+        (one,) = measure(paths[:1], seconds=0.2)
+        return [replace(one, artifact=str(path), file_bytes=path.stat().st_size) for path in paths]
+
+    settings = {"accuracy": found, "images": images(8, seed=7), "measure": side_by_side}
+    kept = choose(quantizer, tmp_path, allowed_pt=2.5, **settings).kept  # type: ignore[arg-type]
+    assert kept.scheme == "int8_weight"
+    kept = choose(quantizer, tmp_path, allowed_pt=5.0, **settings).kept  # type: ignore[arg-type]
+    assert kept.scheme == "int4_weight"
 
 
 def test_where_nothing_holds_the_float_file_is_kept(quantizer: Quantizer, tmp_path: Path) -> None:

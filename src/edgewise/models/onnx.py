@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgewise.errors import ModelError, UnsupportedOp
+from edgewise.errors import ModelError, UnsupportedOp, nearest
 from edgewise.models.operators import OPERATORS
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _steps(graph: ir.Graph) -> Iterator[Step]:
     kept = {value.name for value in (*graph.outputs, *graph.initializers.values())}
     for place, node in enumerate(nodes):
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
-            raise UnsupportedOp(f'the operator "{node.op_type}" is not known')
+            raise UnsupportedOp(f'the operator "{node.op_type}" is not known; {nearest(node.op_type, OPERATORS)}')
         inputs = tuple("" if value is None else str(value.name) for value in node.inputs)
         outputs = tuple(str(value.name) for value in node.outputs)
         freed = {name for name in (*inputs, *outputs) if name and name not in kept and last.get(name, place) == place}

@@ -69,6 +69,11 @@ class Quantize:
             raise ValueError(f"epochs = {self.epochs}, lr = {self.lr}: at least 1, and more than 0")
 
     @property
+    def integers(self) -> bool:
+        """Whether the artifact computes on codes, or may."""
+        return self.scheme in ("auto", "int8_static", "qat", "mixed")
+
+    @property
     def ranges(self) -> dict[str, Any]:
         """The observer's kind and settings."""
         settings = {"percentile": self.percentile} if self.observer == "percentile" else {}

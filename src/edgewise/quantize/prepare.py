@@ -7,7 +7,6 @@ becomes ``Gemm``, the one matrix product in ONNX that takes a bias.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,10 +40,6 @@ def prepare(network: ir.Model) -> ir.Model:
     for node in list(graph):
         if node.op_type == "Add":
             _bias_into_product(graph, node)
-    found: Counter[str] = Counter()
-    for layer in layers(graph):
-        found[layer.op_type] += 1
-        layer.name = layer.name or f"{layer.op_type} {found[layer.op_type]}"
     for node in list(graph):
         for place, value in enumerate(node.inputs):
             if value is not None and known(value) is not None and len(readers(value)) > 1:

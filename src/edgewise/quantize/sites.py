@@ -67,7 +67,6 @@ class Sites:
     Args:
         layers: those that compute on codes, by name, in the graph's order.
         stored: those whose weights are stored as codes and computed with as floats.
-        excluded: those that were left as they are.
         operators: all operators that compute on codes or move them.
         scales: for each tensor of codes, the tensor whose scale and zero point it has: its own, or what was moved.
         clamps: those of the operators that nothing is left to do for, if the codes' range ends where they clamp.
@@ -76,7 +75,6 @@ class Sites:
 
     layers: dict[str, Layer] = field(default_factory=dict)
     stored: dict[str, Layer] = field(default_factory=dict)
-    excluded: dict[str, Layer] = field(default_factory=dict)
     operators: list[ir.Node] = field(default_factory=list)
     scales: dict[str, str] = field(default_factory=dict)
     clamps: list[ir.Node] = field(default_factory=list)
@@ -107,10 +105,8 @@ def find_sites(graph: ir.Graph, exclude: Collection[str] = ()) -> Sites:
     on_codes: set[ir.Node] = set()
     for node in nodes:
         layer = named.get(str(node.name)) if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") else None
-        if layer is not None:
-            excluded = layer.name in exclude
-            places = found.excluded if excluded else found.stored if node.op_type in STORED else found.layers
-            places[layer.name] = layer
+        if layer is not None and layer.name not in exclude:
+            (found.stored if node.op_type in STORED else found.layers)[layer.name] = layer
         if (layer is not None and layer.name in found.layers) or (layer is None and _follows(node, on_codes)):
             on_codes.add(node)
     _leave_floats(nodes, on_codes)
