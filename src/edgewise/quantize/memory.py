@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from edgewise.errors import ModelError
+from edgewise.quantize.prepare import with_shapes
 from edgewise.quantize.sites import ARITHMETIC, MOVES, TO_FLOAT
 from edgewise.quantize.static import read
 
@@ -67,7 +68,7 @@ def activation_cost(path: Path) -> ActivationCost:
         UserError: there is no such file.
         ModelError: it is no ONNX file, or the shape of a tensor does not follow from its input's.
     """
-    graph = _with_shapes(path)
+    graph = with_shapes(read(path), batch=1).graph
     steps = list(_steps(graph))
     last = {value: place for place, (_, reads, writes) in enumerate(steps) for value in (*reads, *writes)}
     home = {value: value for value in last}  # in whose memory a tensor lies
@@ -96,17 +97,6 @@ def weight_bytes(path: Path) -> int:
     """
     constants = read(path).graph.initializers.values()
     return sum(value.const_value.nbytes for value in constants if value.const_value is not None)
-
-
-def _with_shapes(path: Path) -> ir.Graph:
-    """Read a file's graph at batch 1, with the type and shape of every tensor that follow."""
-    import onnx
-    import onnx_ir as ir
-
-    network = read(path)
-    for value in network.graph.inputs:
-        value.shape = ir.Shape([1, *list(value.shape or [])[1:]])
-    return ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(network), data_prop=True)).graph
 
 
 def _bytes(value: ir.Value, path: Path) -> int:

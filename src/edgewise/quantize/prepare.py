@@ -47,7 +47,7 @@ def prepare(network: ir.Model) -> ir.Model:
     return network
 
 
-def with_shapes(network: ir.Model, batch: int | None = None) -> ir.Model:
+def with_shapes(network: ir.Model, *, batch: int | None = None) -> ir.Model:
     """Return a network with the type and shape of every tensor that follow from its input's.
 
     Args:
