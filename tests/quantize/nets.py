@@ -1,7 +1,10 @@
 """Networks of a few hundred weights whose operators are quantised in every way there is, and their files."""
 
+from collections import Counter
 from pathlib import Path
 
+import onnx
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -64,3 +67,13 @@ def everything(seed: int = 0) -> nn.Module:
 def write_everything(folder: Path) -> Path:
     """Write its float file, with the names of its layers."""
     return export(everything(), images(1), folder / "everything.onnx", names=True)
+
+
+def optimized(path: Path, folder: Path, level: str = "EXTENDED") -> Counter[str]:
+    """Count the operators that ONNX Runtime makes of a file."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -25,6 +24,7 @@ from edgewise.quantize.mixed import write_mixed
 from edgewise.quantize.schemes import SCHEMES
 from edgewise.quantize.sensitivity import layer_errors
 from export.nets import images
+from quantize.nets import optimized
 
 LARGEST_ERROR = {"int4_weight": 0.35, "float16": 1e-3, "bfloat16": 0.01}
 BITS = {"int4_weight": 4, "float16": 16, "bfloat16": 16}
@@ -71,23 +71,13 @@ def test_a_file_is_as_small_as_its_bits(scheme: str, large: Quantizer, tmp_path:
 def test_stored_weights_become_floats_when_a_file_is_loaded(
     scheme: str, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(str(files[scheme]), options, providers=["CPUExecutionProvider"])
-    found = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    found = optimized(files[scheme], tmp_path, "BASIC")
     assert found["Cast"] == 0
     assert found["Mul"] == 2  # the gate's, and that of hard-swish
 
 
 def test_dynamic_linear_layers_are_one_kernel_each(files: dict[str, Path], tmp_path: Path) -> None:
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(str(files["int8_dynamic"]), options, providers=["CPUExecutionProvider"])
-    found = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    found = optimized(files["int8_dynamic"], tmp_path)
     assert (found["DynamicQuantizeMatMul"], found["Conv"] + found["FusedConv"], found["MatMulInteger"]) == (3, 5, 0)
 
 
@@ -107,12 +97,7 @@ def test_mixed_bits_meet_a_size(size: float, large: Quantizer, tmp_path: Path) -
 
 def test_four_bit_weights_are_computed_with_in_integers(large: Quantizer, tmp_path: Path) -> None:
     path, bits = write_mixed(large, tmp_path / "mixed.onnx", 0.17, large.images[:4])
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    found = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    found = optimized(path, tmp_path)
     assert (found["QLinearConv"], found["Conv"], found["Cast"]) == (19, 0, 0)
     simulated = large.simulated(bits=bits)
     with torch.no_grad():

@@ -1,11 +1,9 @@
 """The simulated network, and the files written from it: one arithmetic."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -19,22 +17,13 @@ from edgewise.quantize.correct import means
 from edgewise.quantize.observe import OBSERVERS
 from edgewise.quantize.simulate import FakeQuantize, in_floats
 from export.nets import images
+from quantize.nets import optimized
 
 
 def computed(network: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         found: Tensor = network(x)
     return found
-
-
-def optimized(path: Path, folder: Path) -> Counter[str]:
-    """Count the operators that ONNX Runtime makes of a file."""
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(folder / "optimized.onnx")
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
 
 
 def test_the_file_computes_what_the_simulation_does(quantizer: Quantizer, tmp_path: Path) -> None:
