@@ -194,3 +194,22 @@ def test_onnx_runtime_needs_no_fusion_of_ours_to_load_it(exported: Path) -> None
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+class _Repeated(nn.Module):
+    """Two normalisations whose equal weights are stored once, and a convolution that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(3, 3, 1), nn.LayerNorm(8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.conv(self.first(self.conv(x)))).mean((2, 3))
+
+
+def test_operators_with_names_have_a_name_each(tmp_path: Path) -> None:
+    path = export(_Repeated(), images(1), tmp_path / "repeated.onnx", names=True)
+    names = [node.name for node in onnx.load(path).graph.node if node.name]
+    assert len(set(names)) == len(names)
+    assert {"conv", "conv#2", "first", "second"} <= set(names)
+    assert outputs(path, images(2)).shape == (2, 3)  # ONNX Runtime takes no name twice

@@ -13,6 +13,7 @@ from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
 from typing import TYPE_CHECKING
 
+from edgewise.export.edit import attribute, constant, known, operand
 from edgewise.files import write_bytes
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def compact_(model: ir.Model, *, names: bool = False) -> None:
 
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.DeduplicateInitializersPass(size_limit=LARGEST_BYTES)(model)
+    _part_zero_points_(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)
@@ -52,6 +54,25 @@ def write(model: ir.Model, path: Path, *, names: bool = False) -> Path:
 
     compact_(model, names=names)
     return write_bytes(path, ir.to_proto(model).SerializeToString())
+
+
+def _part_zero_points_(graph: ir.Graph) -> None:
+    """Share zero points only between weights that they are spread over alike: by rank and axis, in place.
+
+    OpenVINO folds the subtraction of one that it has to reshape in a single way; otherwise it computed ConvNeXt's
+    layers, convolutions and products of the same number of channels, in floats.
+    """
+    spread: dict[ir.Value, dict[tuple[int, int], ir.Value]] = {}
+    for node in list(graph):
+        weight = operand(node, 0)
+        zero_point = operand(node, 2)
+        if node.op_type != "DequantizeLinear" or known(weight) is None or zero_point is None or not zero_point.shape:
+            continue
+        ways = spread.setdefault(zero_point, {})
+        way = (known(weight).ndim, attribute(node, "axis", 1))
+        if way not in ways:
+            ways[way] = constant(graph, known(zero_point), str(zero_point.name)) if ways else zero_point
+        node.replace_input_with(2, ways[way])
 
 
 def _shorten_values_(graph: ir.Graph) -> None:

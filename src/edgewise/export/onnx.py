@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,14 +94,24 @@ def _cause(error: BaseException) -> str:
 
 
 def name_layers_(graph: ir.Graph) -> None:
-    """Give each operator with weights the name of its module, and no name to any other, in place."""
+    """Give each operator with weights the name of its module, and no name to any other, in place.
+
+    Where a module runs twice, or equal weights of several were stored once, its name is given a number.
+    """
+    taken: Counter[str] = Counter()
     for node in graph:
         weight = node.inputs[1].name if len(node.inputs) > 1 and node.inputs[1] is not None else None
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+        module = scopes[-2] if len(scopes) > 2 else None
         if weight is not None and weight.endswith(".weight"):
-            node.name = weight.removesuffix(".weight")
+            name = weight.removesuffix(".weight")
+            node.name = module if name in taken and module else name
         else:
-            node.name = scopes[-2] if node.op_type in ("Gemm", "MatMul") and len(scopes) > 2 else None
+            node.name = module if node.op_type in ("Gemm", "MatMul") else None
+        if node.name:
+            taken[node.name] += 1
+            if (times := taken[node.name]) > 1:
+                node.name += f"#{times}"
 
 
 def pool_globally_(graph: ir.Graph) -> None:
