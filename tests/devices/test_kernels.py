@@ -42,5 +42,5 @@ def test_a_runtime_that_does_not_show_it(quantizer: Quantizer) -> None:
 def test_a_file_that_does_not_load(tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"no network")
-    with pytest.raises(MeasurementFailed, match="broken.onnx: ONNX Runtime cannot load it"):
+    with pytest.raises(MeasurementFailed, match=r"broken\.onnx: ONNX Runtime cannot load it"):
         kernels(path)
