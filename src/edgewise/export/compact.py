@@ -39,7 +39,7 @@ def compact_(model: ir.Model, *, names: bool = False) -> None:
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)
-    _shorten_values_(model.graph)
+    shorten_values_(model.graph)
     if not names:
         for node in model.graph:
             node.name = None
@@ -75,8 +75,8 @@ def _part_zero_points_(graph: ir.Graph) -> None:
         node.replace_input_with(2, ways[way])
 
 
-def _shorten_values_(graph: ir.Graph) -> None:
-    """Give every tensor between inputs and outputs a name as short as there is, and nothing besides it."""
+def shorten_values_(graph: ir.Graph, prefix: str = "") -> None:
+    """Give every tensor between inputs and outputs a name as short as there is, and nothing besides it, in place."""
     public = {*graph.inputs, *graph.outputs}
     taken = {value.name for value in public}
     names = (name for name in _names() if name not in taken)
@@ -85,7 +85,7 @@ def _shorten_values_(graph: ir.Graph) -> None:
     for value in chain(graph.inputs, constants, *(node.outputs for node in graph)):
         value.metadata_props.clear()
         if value not in public:
-            value.name, value.shape, value.type = next(names), None, None
+            value.name, value.shape, value.type = prefix + next(names), None, None
     for value in constants:
         assert value.const_value is not None
         value.const_value.name = value.name
