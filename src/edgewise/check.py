@@ -18,10 +18,10 @@ from edgewise.context import Context, read_result
 from edgewise.errors import DataError, RunFolderError
 from edgewise.export import network
 from edgewise.export.network import Builder
-from edgewise.export.verify import Check, compare_float, compare_quantized
+from edgewise.export.verify import Check, compare_float, compare_formats, compare_quantized
 from edgewise.files import canonical_json, read_json, sha256
 from edgewise.graph import shrink, trace
-from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, RECIPE, RESULTS, STEPS, step_folder
+from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, RECIPE, RESULTS, STEPS, shipped, step_folder
 from edgewise.prune.config import Prune
 from edgewise.prune_step import removal_checks, zero_checks
 from edgewise.recipe import Recipe, read
@@ -94,7 +94,9 @@ def _result(context: Context, held: Tensor) -> Iterator[Check]:
             yield compare_float(model, artifact, held)
         else:
             yield from compare_quantized(model, artifact, held, precision=made["precision"])
-        accuracy = context.artifact_accuracy(artifact, context.data.test)
+        if (file := shipped(folder)) != artifact:
+            yield from compare_formats(artifact, file, held, made["precision"], file.suffix.removeprefix("."))
+        accuracy = context.artifact_accuracy(file, context.data.test)
     else:
         accuracy = context.accuracy(model)
     stated = read_json(folder / RESULTS)["compressed"]["accuracy"]

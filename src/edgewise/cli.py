@@ -347,13 +347,13 @@ def list_names(
 def artifact_of(path: Path) -> Path:
     """Return a run folder's artifact, or the file itself."""
     from edgewise.errors import UserError
-    from edgewise.layout import ARTIFACT
+    from edgewise.layout import ARTIFACT, shipped
 
     if not path.is_dir():
         return path
     if not (path / ARTIFACT).is_file():
         raise UserError(f"{path}: a folder without {ARTIFACT}; give an artifact, or the folder of a run that exported")
-    return path / ARTIFACT
+    return shipped(path)
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

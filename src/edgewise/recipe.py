@@ -49,10 +49,15 @@ class Train(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write the artifact that is shipped, and prove it equal to the network."""
+    """Write the artifact that is shipped, and prove it equal to the network.
+
+    Args:
+        format: "onnx" runs in ONNX Runtime and OpenVINO at any batch size; the others are made of it for one image,
+            and shipped in its place: "openvino", "executorch" for XNNPACK, "litert".
+    """
 
     kind: Literal["export"] = "export"
-    format: Literal["onnx"] = "onnx"
+    format: Literal["onnx", "openvino", "executorch", "litert"] = "onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +65,13 @@ class Measure:
     """Run the artifact and the dense float network in turn, in one fresh process, and keep every sample.
 
     Args:
-        runtime: where they run.
+        runtime: where they run; what is no ONNX file runs in the only one that takes it.
         threads: how many threads it may use; its process is held to as many cores where the system can.
         seconds: for how long, at least.
     """
 
     kind: Literal["measure"] = "measure"
-    runtime: Literal["onnxruntime"] = "onnxruntime"
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
     threads: int = 1
     seconds: float = 3.0
 
@@ -204,6 +209,7 @@ def parse(table: Mapping[str, Any], source: str = "recipe") -> Recipe:
         raise RecipeError(f"{source}: {_describe(error)}") from None
     _check_order(recipe, source)
     _check_artifact(recipe, source)
+    _check_runtime(recipe, source)
     return recipe
 
 
@@ -344,6 +350,19 @@ def _check_artifact(recipe: Recipe, source: str) -> None:
                         f"{source}: step.{position}.{name} = {given!r}, but the artifact that [budget] limits is made "
                         f"and measured with {made!r}: leave it out"
                     )
+
+
+def _check_runtime(recipe: Recipe, source: str) -> None:
+    """Refuse a prune step that keeps within latencies of another runtime than the recipe measures in."""
+    measured = {step.runtime for step in recipe.step if isinstance(step, Measure)} - {"onnxruntime"}
+    formats = {step.format for step in recipe.step if isinstance(step, Export)} - {"onnx"}
+    for position, step in enumerate(recipe.step):
+        if isinstance(step, Prune) and (step.keep_latency is not None or "latency_s" in recipe.limits(step)):
+            for elsewhere in sorted(measured | formats):
+                raise RecipeError(
+                    f"{source}: step.{position} (prune) keeps within a latency, which is measured in ONNX Runtime, but "
+                    f'the artifact is for "{elsewhere}": prune for keep_macs, or measure in ONNX Runtime'
+                )
 
 
 def _check_order(recipe: Recipe, source: str) -> None:

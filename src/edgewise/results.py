@@ -19,7 +19,7 @@ from edgewise.devices.local import cpu_name, machine
 from edgewise.export import network
 from edgewise.files import canonical_json, read_json, sha256
 from edgewise.graph import trace
-from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, START, STEPS, step_folder
+from edgewise.layout import DENSE, FIRST, MANIFEST, START, STEPS, shipped, step_folder
 from edgewise.page import ratio
 
 # What a figure may depend on, by the module's name; a manifest names those that were imported.
@@ -107,8 +107,8 @@ def gather(context: Context, dense: Path) -> dict[str, Any]:
 def _measurements(folders: list[Path]) -> list[dict[str, Any]]:
     """Return what the last measure step found, the dense network's first, if it measured the final artifact."""
     measured = next((folder for folder in reversed(folders) if folder.name.endswith("-measure")), None)
-    final = folders[-1] / ARTIFACT
-    if measured is None or not final.exists() or sha256(measured / ARTIFACT) != sha256(final):
+    final = shipped(folders[-1])
+    if measured is None or not final.exists() or sha256(shipped(measured)) != sha256(final):
         return []
     found: list[dict[str, Any]] = read_result(measured)["measurements"]
     return found

@@ -19,12 +19,14 @@ from torch import nn
 from edgewise.context import Context, Place, Result, dicts, read_result, row
 from edgewise.devices.base import NOISY
 from edgewise.devices.measure import measure, measure_until_quiet
+from edgewise.devices.runtimes import files_of
 from edgewise.distill.logits import LogitDistillation
 from edgewise.export import network
+from edgewise.export.formats import FORMATS
 from edgewise.export.onnx import export
-from edgewise.export.verify import compare_float, compare_quantized, require
+from edgewise.export.verify import compare_float, compare_formats, compare_quantized, require
 from edgewise.files import read_json, write_json
-from edgewise.layout import ARTIFACT, CHECKPOINT, DENSE, EPOCHS, RESULT
+from edgewise.layout import ARTIFACT, CHECKPOINT, DENSE, EPOCHS, RESULT, SHIPPED, shipped
 from edgewise.prune.dhspg import Dhspg, DhspgPruning
 from edgewise.prune.hesso import Hesso, HessoPruning
 from edgewise.prune_step import prune_step
@@ -131,10 +133,16 @@ def _export(context: Context, place: Place, config: Export) -> Result:
     else:
         artifact = export(model, context.example, place.after / ARTIFACT)
         checks, precision, figures = [compare_float(model, artifact, images)], "float32", {}
+    accuracy = _known_accuracy(place.before)
+    if config.format != "onnx":
+        calibration = context.calibration(CALIBRATION, mixed_seed(context.recipe.seed, place.index))
+        shipped_file = FORMATS[config.format](artifact, place.after / SHIPPED[config.format], calibration)
+        checks += compare_formats(artifact, shipped_file, images, precision, config.format)
+        accuracy = context.artifact_accuracy(shipped_file, context.data.test)
     require(checks)
-    figures["file_bytes"] = artifact.stat().st_size
+    figures["file_bytes"] = sum(file.stat().st_size for file in files_of(shipped(place.after)))
     return {
-        "row": {**row(context, model, _known_accuracy(place.before)), **figures},
+        "row": {**row(context, model, accuracy), **figures},
         "checks": dicts(checks),
         "artifact": {"precision": precision},
     }
@@ -144,10 +152,10 @@ def _measure(context: Context, place: Place, config: Measure) -> Result:
     """Measure the artifact beside the dense float network, in one fresh process."""
     assert place.dense is not None  # the recipe's order was checked
     shutil.copytree(place.before, place.after, ignore=shutil.ignore_patterns(RESULT), dirs_exist_ok=True)
-    before = read_result(place.before)
+    before, file = read_result(place.before), shipped(place.after)
     once = partial(
         measure,
-        [place.dense / ARTIFACT, place.after / ARTIFACT],
+        [place.dense / ARTIFACT, file],
         runtime=config.runtime,
         threads=config.threads,
         seconds=config.seconds,
@@ -170,7 +178,7 @@ def _measure(context: Context, place: Place, config: Measure) -> Result:
         notes.append(f"SLOWER than the dense float network: {ours.ratio(dense):.2f}x its speed{instead}")
     if ours.file_bytes >= dense.file_bytes:
         notes.append(f"NOT SMALLER than the dense float file: {ours.file_bytes} of {dense.file_bytes} bytes")
-    measurements = [{**dense.to_dict(), "artifact": f"{DENSE}/{ARTIFACT}"}, {**ours.to_dict(), "artifact": ARTIFACT}]
+    measurements = [{**dense.to_dict(), "artifact": f"{DENSE}/{ARTIFACT}"}, {**ours.to_dict(), "artifact": file.name}]
     figures = {"latency_s": ours.latency_s, "resident_bytes": ours.resident_bytes}
     return {
         "row": {**before["row"], **figures},
@@ -180,6 +188,7 @@ def _measure(context: Context, place: Place, config: Measure) -> Result:
     }
 
 
+CALIBRATION = 64  # images that a format's own ranges are found on
 AS_FAST = 0.02  # of a latency: what is no slower than that is as fast, the same kernels measured twice differ by it
 
 RUN_STEP: dict[str, Callable[[Context, Place, Any], Result]] = {

@@ -14,13 +14,13 @@ from edgewise.export.quiet import quietly
 from edgewise.files import write_bytes
 
 
-def to_executorch(source: Path, out: Path, example: Tensor) -> Path:
+def to_executorch(source: Path, out: Path, images: Tensor) -> Path:
     """Write an ONNX file as a program, float or quantised as it is; whole or not at all.
 
     Args:
         source: with QuantizeLinear and DequantizeLinear where it is quantised.
         out: the ``.pte`` file.
-        example: ``[1, C, H, W]`` float32.
+        images: ``[N, C, H, W]`` float32; the program takes one, and no other shape.
 
     Raises:
         MissingExtra: ExecuTorch is not installed.
@@ -34,7 +34,7 @@ def to_executorch(source: Path, out: Path, example: Tensor) -> Path:
     network = lower(ir.load(source), "executorch")
     try:
         with quietly():
-            program = torch.export.export(network, (example,))
+            program = torch.export.export(network, (images[:1],))
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             content = edge.to_executorch().buffer
     except Exception as error:  # whatever the passes make of operators that XNNPACK does not take

@@ -193,10 +193,13 @@ def _codes(graph: ir.Graph) -> dict[str, nn.Module]:
         backs = readers(quantize.outputs[0])
         if quantize.outputs[0].is_graph_output() or any(node.op_type != "DequantizeLinear" for node in backs):
             raise ModelError("it computes on codes directly; only QuantizeLinear and DequantizeLinear may touch them")
-        scale, zero_point = float(known(quantize.inputs[1])), known(operand(quantize, 2))
-        shift = SHIFT if zero_point is None or zero_point.dtype == np.uint8 else 0
-        params = (scale, (0 if zero_point is None else int(zero_point)) - shift)
-        codes = _passed_on(graph, quantize, quantize.inputs[0], f"{quantize.outputs[0].name}_codes")
+        written = _params(quantize)
+        read = {_params(back) for back in backs}
+        if len(read) > 1:
+            raise ModelError("it reads the same codes as different numbers")
+        (params,) = read or {written}
+        source = quantize.inputs[0] if written == params else _as_read(graph, quantize, written, params)
+        codes = _passed_on(graph, quantize, source, f"{quantize.outputs[0].name}_codes")
         taps[str(codes.name)] = Encode(*params)
         for back in backs:
             for use in list(back.outputs[0].uses()):
@@ -211,6 +214,26 @@ def _codes(graph: ir.Graph) -> dict[str, nn.Module]:
                 graph.remove(back, safe=True)
         graph.remove(quantize, safe=True)
     return taps
+
+
+def _params(node: ir.Node) -> tuple[float, int]:
+    """Return the scale and the zero point of signed codes."""
+    scale, zero_point = float(known(node.inputs[1])), known(operand(node, 2))
+    shift = SHIFT if zero_point is None or zero_point.dtype == np.uint8 else 0
+    return scale, (0 if zero_point is None else int(zero_point)) - shift
+
+
+def _as_read(graph: ir.Graph, quantize: ir.Node, written: tuple[float, int], read: tuple[float, int]) -> ir.Value:
+    """Return the floats whose codes, as they are read, are those that are written: how a hard sigmoid is rounding."""
+    import onnx_ir as ir
+
+    factor = constant(graph, np.float32(read[0] / written[0]), "factor")
+    offset = constant(graph, np.float32(read[0] * (written[1] - read[1])), "offset")
+    product = ir.node("Mul", [quantize.inputs[0], factor])
+    total = ir.node("Add", [product.outputs[0], offset])
+    graph.insert_before(quantize, [product, total])
+    product.outputs[0].name, total.outputs[0].name = (f"{quantize.outputs[0].name}_{part}" for part in ("x", "y"))
+    return total.outputs[0]
 
 
 def _passed_on(graph: ir.Graph, before: ir.Node, value: ir.Value | None, name: str) -> ir.Value:

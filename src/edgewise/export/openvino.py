@@ -10,13 +10,13 @@ from edgewise.devices.runtimes import RUNTIMES
 from edgewise.errors import ModelError, one_line
 
 
-def to_openvino(source: Path, out: Path, example: Tensor) -> Path:
+def to_openvino(source: Path, out: Path, images: Tensor) -> Path:
     """Write an ONNX file for OpenVINO, float or quantised as it is: ``NAME.xml``, and ``NAME.bin`` beside it.
 
     Args:
         source: the ONNX file.
         out: the ``.xml`` file.
-        example: ``[N, C, H, W]``; the files take as many images as there are here, and no other shape.
+        images: ``[N, C, H, W]`` float32; the files take one, and no other shape.
 
     Raises:
         MissingExtra: OpenVINO is not installed.
@@ -25,7 +25,7 @@ def to_openvino(source: Path, out: Path, example: Tensor) -> Path:
     package = RUNTIMES["openvino"].imported()
     try:
         network = package.Core().read_model(str(source))
-        network.reshape(list(example.shape))
+        network.reshape([1, *images.shape[1:]])
         package.save_model(network, str(out), compress_to_fp16=False)
     except Exception as error:  # OpenVINO's classes have only Exception in common
         raise ModelError(f"{source}: it cannot be written for OpenVINO: {one_line(error)}") from error

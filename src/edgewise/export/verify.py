@@ -129,6 +129,7 @@ def compare_quantized(
         path: the file.
         inputs: real ones that were not used to calibrate, ``[N, C, H, W]`` float32.
         precision: what the file is called.
+        of: what it is held against is called.
         agreement: the least share of images that both give the same class; by default 0.8, and 0.5 for what was
             trained since or has weights of 4 bits.
         error: the largest root mean square of the logits' error, as a share of that of the logits; by default 0.3,
@@ -155,7 +156,13 @@ def compare_quantized(
 
 
 def compare_simulation(
-    expected: Tensor, found: Tensor, precision: str = "int8", *, agreement: float = 0.9, error: float = 0.15
+    expected: Tensor,
+    found: Tensor,
+    precision: str = "int8",
+    *,
+    of: str = "simulation",
+    agreement: float = 0.9,
+    error: float = 0.15,
 ) -> list[Check]:
     """Find how far a file's outputs in a runtime are from those of the network that simulates it.
 
@@ -181,7 +188,7 @@ def compare_simulation(
     )
     return [
         Check(
-            f"{precision} file agrees with its simulation",
+            f"{precision} file agrees with its {of}",
             same >= agreement,
             same,
             agreement,
@@ -189,12 +196,34 @@ def compare_simulation(
             detail,
         ),
         _at_most(
-            f"{precision} logits equal the simulation's",
+            f"{precision} logits equal the {of}'s",
             rms_error(found, expected),
             error,
             "of the logits, root mean square",
             detail,
         ),
+    ]
+
+
+def compare_formats(
+    source: Path, made: Path, inputs: Tensor, precision: str, kind: str, *, limit: float = 1e-4
+) -> list[Check]:
+    """Find how far a file for another runtime is from the ONNX file that it was made of, each in its runtime.
+
+    Args:
+        source: the ONNX file.
+        made: the other one.
+        inputs: ``[N, C, H, W]`` float32.
+        precision: of both; of what computes on codes they may differ as `compare_simulation` says.
+        kind: what the format is called.
+        limit: of the error of what computes on floats.
+    """
+    expected, found = outputs(source, inputs), outputs(made, inputs)
+    if precision != "float32":
+        return compare_simulation(expected, found, f"{kind} {precision}", of="ONNX file")
+    error = relative_error(found, expected)
+    return [
+        _at_most(f"{kind} file equals its ONNX file", error, limit, "of the largest output", f"{len(inputs)} images")
     ]
 
 
