@@ -151,6 +151,13 @@ def weight_tap(layer: Layer, weight: Tensor, bits: int) -> FakeQuantize:
     return FakeQuantize(spec, choose(low, high, spec))
 
 
+def weight_bits(network: OnnxNetwork, layer: Layer) -> int:
+    """Return how many bits a layer's weights have in a simulation."""
+    tap = network.tapped(layer.weight)
+    assert isinstance(tap, FakeQuantize)
+    return tap.spec.bits
+
+
 def attach(network: OnnxNetwork, sites: Sites, ranges: Mapping[str, Range], bits: Mapping[str, int] | int = 8) -> None:
     """Put a tap on every tensor that becomes codes.
 

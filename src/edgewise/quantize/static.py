@@ -23,12 +23,14 @@ from edgewise.errors import DataError, ModelError, UserError, one_line
 from edgewise.export.compact import write
 from edgewise.models.onnx import OnnxNetwork
 from edgewise.progress import Progress
-from edgewise.quantize.config import FEWEST_IMAGES, Quantize
-from edgewise.quantize.correct import correct_biases_
+from edgewise.quantize.adaround import learn_rounding, round_weights_
+from edgewise.quantize.config import FEWEST_IMAGES, Quantize, Rounding
+from edgewise.quantize.correct import correct_biases_, output_means
+from edgewise.quantize.equalize import equalize_
 from edgewise.quantize.observe import Observer, Range
 from edgewise.quantize.prepare import prepare
 from edgewise.quantize.qdq import to_qdq
-from edgewise.quantize.simulate import attach, calibrate
+from edgewise.quantize.simulate import attach, calibrate, weight_bits
 from edgewise.quantize.sites import GATE_STEPS, Sites, find_sites
 
 if TYPE_CHECKING:
@@ -63,7 +65,10 @@ class Quantizer:
         _check_images(images, network.graph.inputs[0], float_onnx)
         self.images = images.detach().cpu()
         self._prepared = prepare(network)
+        self.equalized = equalize_(self._prepared.graph) if self.config.equalize else []
         self.layers = {**(sites := self.sites()).layers, **sites.stored}
+        self._rounded: dict[tuple[str, int], Tensor] = {}  # learnt weights, by layer and bits, whatever is left out
+        self._biases: dict[object, dict[str, Tensor]] = {}  # corrected ones, by what was rounded and how
 
     def prepared(self) -> ir.Model:
         """Return the prepared float network, to be changed."""
@@ -105,19 +110,51 @@ class Quantizer:
         sites = self.sites()
         return [name for name, layer in sites.layers.items() if self.observers[sites.scales[layer.input]].constant]
 
-    def simulated(self, exclude: Collection[str] = (), bits: Mapping[str, int] | int | None = None) -> OnnxNetwork:
+    @cached_property
+    def means(self) -> dict[str, Tensor]:
+        """The mean of each channel of the layers' outputs in the float network."""
+        network, sites = OnnxNetwork(self._prepared.graph), self.sites()
+        return output_means(network, sites.layers.values(), self.images[:CORRECTION_IMAGES])
+
+    def simulated(
+        self,
+        exclude: Collection[str] = (),
+        bits: Mapping[str, int] | int | None = None,
+        rounding: Rounding | None = None,
+    ) -> OnnxNetwork:
         """Make the network that computes in floats what the int8 file computes in integers.
+
+        What was learnt and corrected for it is kept, and is not found again for the same layers and bits.
 
         Args:
             exclude: the layers to leave out.
             bits: of the weights, for all layers or by the layers' names.
+            rounding: of the weights, if not as the settings say.
         """
         ranges = self.ranges  # first: what the file cannot do is told from here
         network, sites = OnnxNetwork(self._prepared.graph), self.sites(exclude)
         attach(network, sites, ranges, bits or (REDUCED_BITS if self.config.reduce_range else 8))
+        rounding = rounding or self.config.rounding
+        widths = {name: weight_bits(network, layer) for name, layer in sites.layers.items()}
+        if rounding == "adaround":
+            self._round_(network, sites, widths)
         if self.config.correct_bias:
-            correct_biases_(network, sites.layers.values(), self.images[:CORRECTION_IMAGES])
+            key = (*widths.items(), rounding)
+            if key not in self._biases:
+                layers = [layer for layer in sites.layers.values() if layer.bias]
+                correct_biases_(network, layers, self.means, self.images[:CORRECTION_IMAGES])
+                self._biases[key] = {layer.bias: network.weight(layer.bias).detach().clone() for layer in layers}
+            for name, bias in self._biases[key].items():
+                network.weight(name).data = bias.clone()
         return network
+
+    def _round_(self, network: OnnxNetwork, sites: Sites, widths: Mapping[str, int]) -> None:
+        """Give layers the weights that were learnt for their bits; learn them if some were not."""
+        if not self._rounded.keys() >= widths.items():
+            images, iterations = self.images[: self.config.rounding_images], self.config.rounding_iterations
+            learnt = learn_rounding(network, sites, images, iterations, self.progress)
+            self._rounded |= {(name, widths[name]): found.weight for name, found in learnt.items()}
+        round_weights_(network, sites.layers, {name: self._rounded[name, width] for name, width in widths.items()})
 
     def write(self, out: Path, exclude: Collection[str] = (), simulated: OnnxNetwork | None = None) -> Path:
         """Write the int8 file, whole or not at all; the outputs of a last linear layer stay float32.
