@@ -194,3 +194,25 @@ def test_onnx_runtime_needs_no_fusion_of_ours_to_load_it(exported: Path) -> None
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+class Attends(nn.Module):
+    """A layer that is run twice, and a product of two maps in the same module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.linear = nn.Linear(SIZE, SIZE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        linear = self.inner.linear
+        assert isinstance(linear, nn.Linear)
+        once = linear(x)
+        return linear(torch.softmax(once @ once.transpose(2, 3), -1) @ once)
+
+
+def test_no_two_operators_have_one_name(tmp_path: Path) -> None:
+    path = export(Attends(), images(1), tmp_path / "net.onnx", names=True)
+    named = [node.name for node in onnx.load(path).graph.node if node.name]
+    assert named == ["inner.linear", "inner.linear_1"]
+    assert outputs(path, images(2)).shape == (2, 3, SIZE, SIZE)  # and a runtime takes it

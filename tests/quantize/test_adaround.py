@@ -78,6 +78,14 @@ def test_the_rectified_sigmoid_by_hand() -> None:
     torch.testing.assert_close(found, torch.tensor([0.7772703, 0.0, 1.0]))
 
 
+def test_the_bias_that_suits_by_hand() -> None:
+    """Outputs 1, 3 and 9 where 2, 5 and 6 should be, cut off at 6: the mean of -1 and -2 goes, the last says nothing."""
+    x, weight = torch.tensor([[[1.0], [3.0], [9.0]]]), torch.ones(1, 1, 1)
+    whole = Reconstruction(x, torch.tensor([[[2.0], [5.0], [6.0]]]), torch.zeros(1, 1, 1), (0.0, 6.0))
+    assert whole.suiting(weight).item() == 1.5
+    assert whole.errors(weight).flatten().tolist() == [1.0, 4.0, 0.0]
+
+
 @pytest.mark.parametrize(
     "conv",
     [
@@ -119,6 +127,8 @@ def test_every_layer_is_at_least_as_near_as_by_nearest_rounding(bits: int, learn
     rounded = learn_rounding(network, learnt.sites(), learnt.images[:32], 200)
     after = network.state_dict()
     assert list(network.taps) == taps
+    for found in rounded.values():
+        assert torch.isfinite(found.bias).all()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert set(rounded) == set(learnt.sites().layers)
     assert all(found.learnt <= found.nearest for found in rounded.values())
@@ -151,6 +161,18 @@ def test_the_files_codes_are_the_learnt_ones(learnt: Quantizer, tmp_path: Path) 
 
 def dequantized(tap: FakeQuantize, codes: Tensor) -> Tensor:
     return codes * tap.spec.spread(tap.scale.detach(), codes.shape)
+
+
+def test_biases_change_only_if_they_may(learnt: Quantizer) -> None:
+    network, plain = learnt.simulated(bits=4, rounding="nearest"), OnnxNetwork(learnt.prepared().graph)
+    for layer in learnt.sites().layers.values():
+        network.weight(layer.bias).data = plain.weight(layer.bias).data.clone()
+    for correct in (False, True):
+        rounded = learn_rounding(network, learnt.sites(), learnt.images[:16], 20, correct_bias=correct)
+        same = [
+            torch.equal(rounded[name].bias, plain.weight(layer.bias)) for name, layer in learnt.sites().layers.items()
+        ]
+        assert all(same) != correct
 
 
 def test_four_bit_weights_lose_less(learnt: Quantizer, tmp_path: Path) -> None:

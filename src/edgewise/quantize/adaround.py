@@ -11,7 +11,7 @@ Reference: Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantiz
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,11 +45,13 @@ class Rounded(NamedTuple):
 
     Args:
         weight: scale times code, in the shape of the layer's weights: rounding to the nearest finds those codes.
+        bias: that suits it, ``[K]``; zeros for a layer without one.
         nearest: the mean square error of the layer's output when each weight is rounded to the nearest code.
         learnt: that of the learnt codes; both on images that nothing was learnt from.
     """
 
     weight: Tensor
+    bias: Tensor
     nearest: float
     learnt: float
 
@@ -77,6 +79,16 @@ class Reconstruction:
     def errors(self, weight: Tensor) -> Tensor:
         """Return the squared errors ``[G, P, O]`` with the weights ``[G, O, I]``."""
         return (torch.baddbmm(self.bias, self.x, weight.mT).clamp(*self.clamp) - self.target).square()
+
+    def suiting(self, weight: Tensor) -> Tensor:
+        """Return the bias ``[G, 1, O]`` of the least squares with the weights: one Gauss-Newton step, which is all.
+
+        The mean error is taken away, of what the clamp lets pass.
+        """
+        output = torch.baddbmm(self.bias, self.x, weight.mT)
+        passed = (output > self.clamp[0]) & (output < self.clamp[1])
+        error = ((output - self.target) * passed).sum(1, keepdim=True)
+        return self.bias - error / passed.sum(1, keepdim=True).clamp(min=1)
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
@@ -112,8 +124,8 @@ def learn_codes(
     adam = torch.optim.Adam([v], LR)
     begin, positions = int(WARM_UP * iterations), layer.x.shape[1]
     layer, size = layer.at(torch.randperm(positions, generator=generator)), min(BATCH_ROWS, positions)
-    # In units of what nearest rounding loses, so that a layer's scale does not matter; the paper adds 0.01 to the loss as
-    # it is. With a tenth of it nothing moved in small layers but to the nearest code, with ten times as much too early.
+    # In units of what nearest rounding loses, so that a layer's scale does not matter; the paper's is 0.01 of the
+    # loss's own. With a tenth of it little moves but to the nearest code in the end, with ten times as much too early.
     lost = layer.errors((weight / scale).round().clamp(*codes) * scale).sum((0, 2)).mean().item()
     price = LAMBDA * lost / weight.numel()
     for step in range(iterations):
@@ -132,7 +144,13 @@ def learn_codes(
 
 
 def learn_rounding(
-    network: OnnxNetwork, sites: Sites, images: Tensor, iterations: int, progress: Progress | None = None
+    network: OnnxNetwork,
+    sites: Sites,
+    images: Tensor,
+    iterations: int,
+    *,
+    correct_bias: bool = True,
+    progress: Progress | None = None,
 ) -> dict[str, Rounded]:
     """Return the rounded weights of each layer that computes on codes; the network is left as it was.
 
@@ -143,13 +161,15 @@ def learn_rounding(
         sites: what becomes codes.
         images: ``[N, C, H, W]`` float32, all of which are held in memory at once; some tens are enough.
         iterations: of each layer.
+        correct_bias: whether biases may change with the codes.
         progress: is told ("adaround", done, total), in layers.
     """
     generator = torch.Generator().manual_seed(0)
     steps = {step.outputs[0]: step for step in network.steps}
     clamps = {str(clamp.inputs[0].name): _bounds(clamp) for clamp in sites.clamps if clamp.inputs[0] is not None}
     targets = {layer.output: _Draw(len(images), generator) for layer in sites.layers.values()}
-    floats = {layer.weight: network.weight(layer.weight).detach().clone() for layer in sites.layers.values()}
+    changed = [name for layer in sites.layers.values() for name in (layer.weight, layer.bias) if name]
+    floats = {name: network.weight(name).detach().clone() for name in changed}
     found: dict[str, Rounded] = {}
 
     def learn(layer: Layer, x: Tensor) -> None:
@@ -163,8 +183,8 @@ def learn_rounding(
             clamp or (-math.inf, math.inf),
         )
         with torch.enable_grad():
-            found[layer.name] = _best(network, layer, groups, whole, drawn.places.shape[1], iterations, generator)
-        network.weight(layer.weight).data = found[layer.name].weight
+            found[layer.name] = _best(network, layer, whole, len(images), iterations, correct_bias, generator)
+        round_(network, layer, found[layer.name])
         if progress is not None:
             progress("adaround", len(found), len(sites.layers))
 
@@ -189,10 +209,11 @@ def learn_rounding(
     return found
 
 
-def round_weights_(network: OnnxNetwork, layers: Mapping[str, Layer], rounded: Mapping[str, Tensor]) -> None:
-    """Give the layers of a simulation their rounded weights, by the layers' names."""
-    for name, layer in layers.items():
-        network.weight(layer.weight).data = rounded[name].clone()
+def round_(network: OnnxNetwork, layer: Layer, rounded: Rounded) -> None:
+    """Give a layer of a simulation its rounded weights and the bias that suits them."""
+    network.weight(layer.weight).data = rounded.weight.clone()
+    if layer.bias:
+        network.weight(layer.bias).data = rounded.bias.clone()
 
 
 def input_rows(x: Tensor, step: Step, layer: Layer, places: Tensor) -> Tensor:
@@ -225,29 +246,31 @@ def input_rows(x: Tensor, step: Step, layer: Layer, places: Tensor) -> Tensor:
 def _best(
     network: OnnxNetwork,
     layer: Layer,
-    groups: int,
     whole: Reconstruction,
-    places: int,
+    images: int,
     iterations: int,
+    correct_bias: bool,
     generator: torch.Generator,
 ) -> Rounded:
-    """Learn from most of the images, and take the better codes on the others."""
+    """Learn from most of the images, and take what is best on the others."""
     tap, weight = network.tapped(layer.weight), network.weight(layer.weight).detach()
     assert isinstance(tap, FakeQuantize)
     scale = tap.spec.spread(tap.scale.detach(), weight.shape).expand(weight.shape)
+    groups, _, outputs = whole.bias.shape
     matrix, scales, nearest = (
-        each.movedim(layer.axis, 0).reshape(groups, weight.shape[layer.axis] // groups, -1)
-        for each in (weight, scale, tap.codes(weight).float())
+        each.movedim(layer.axis, 0).reshape(groups, outputs, -1) for each in (weight, scale, tap.codes(weight).float())
     )
-    images = whole.x.shape[1] // places
-    most = (images - images // JUDGING) * places
-    learning, judging = whole.at(slice(most)), whole.at(slice(most, None))
+    learnt_from = (images - images // JUDGING) * (whole.x.shape[1] // images)
+    learning, judging = whole.at(slice(learnt_from)), whole.at(slice(learnt_from, None))
     learnt = learn_codes(matrix, scales, tap.spec.codes, learning, iterations, generator)
-    before, after = (judging.errors(codes * scales).mean().item() for codes in (nearest, learnt))
-    codes = learnt if after < before else nearest
-    moved = weight.movedim(layer.axis, 0).shape
-    rounded = (codes * scales).reshape(moved).movedim(0, layer.axis).contiguous()
-    return Rounded(rounded, before, min(before, after))
+    tried = [(codes, whole.bias) for codes in (nearest, learnt)]
+    if layer.bias and correct_bias:
+        tried += [(codes, learning.suiting(codes * scales)) for codes in (nearest, learnt)]
+    errors = [replace(judging, bias=bias).errors(codes * scales).mean().item() for codes, bias in tried]
+    least = min(range(len(tried)), key=errors.__getitem__)
+    codes, bias = tried[least]
+    rounded = (codes * scales).reshape(weight.movedim(layer.axis, 0).shape).movedim(0, layer.axis)
+    return Rounded(rounded.contiguous(), bias.flatten(), errors[0], errors[least])
 
 
 class _Draw(nn.Module):

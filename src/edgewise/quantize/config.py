@@ -44,9 +44,10 @@ class Quantize:
         rounding_iterations: "adaround" alone: learning steps a layer.
         rounding_images: "adaround" alone: how many of the calibration images it learns from; all are held in memory at
             once.
-        equalize: scale channels between pairs of layers so that their ranges are alike; what the network computes stays.
-            Pairs with a ReLU6 between are left out, since its bound would have to differ from channel to channel.
-        correct_bias: take the mean of what rounding the weights changes out of each layer's output.
+        equalize: scale channels between pairs of layers so that their ranges are alike, without changing what is
+            computed. Pairs with a ReLU6 between are left out: its bound would have to differ from channel to channel.
+        correct_bias: take the mean of what rounding the weights changes out of each layer's output; with "adaround",
+            of what it learns from, with activations rounded.
         reduce_range: give weights 7 bits, for x86 processors without VNNI, where sums of full products saturate.
     """
 
