@@ -79,7 +79,7 @@ def test_the_rectified_sigmoid_by_hand() -> None:
 
 
 def test_the_bias_that_suits_by_hand() -> None:
-    """Outputs 1, 3 and 9 where 2, 5 and 6 should be, cut off at 6: the mean of -1 and -2 goes, the last says nothing."""
+    """Outputs 1, 3 and 9 for 2, 5 and 6, cut off at 6: the mean of -1 and -2 goes, the last says nothing."""
     x, weight = torch.tensor([[[1.0], [3.0], [9.0]]]), torch.ones(1, 1, 1)
     whole = Reconstruction(x, torch.tensor([[[2.0], [5.0], [6.0]]]), torch.zeros(1, 1, 1), (0.0, 6.0))
     assert whole.suiting(weight).item() == 1.5
