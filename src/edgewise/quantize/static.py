@@ -159,9 +159,14 @@ class Quantizer:
     def _round_(self, network: OnnxNetwork, sites: Sites, widths: Mapping[str, int]) -> None:
         """Give layers the weights that were learnt for their bits; learn them if some were not."""
         if not self._rounded.keys() >= widths.items():
-            settings = {"iterations": self.config.rounding_iterations, "correct_bias": self.config.correct_bias}
-            images = self.images[: self.config.rounding_images]
-            learnt = learn_rounding(network, sites, images, progress=self.progress, **settings)
+            learnt = learn_rounding(
+                network,
+                sites,
+                self.images[: self.config.rounding_images],
+                self.config.rounding_iterations,
+                correct_bias=self.config.correct_bias,
+                progress=self.progress,
+            )
             self._rounded |= {(name, widths[name]): found for name, found in learnt.items()}
         for name, layer in sites.layers.items():
             round_(network, layer, self._rounded[name, widths[name]])
