@@ -89,7 +89,7 @@ class Network(nn.Module):
 
 
 @given(st.lists(LAYERS, min_size=1, max_size=8), st.booleans(), st.integers(0, 2**16))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_shrunk_network_is_the_silenced_one(layers: list[Layer], flat: bool, seed: int) -> None:
     torch.manual_seed(seed)
     net = Network(layers, flat).double().eval()

@@ -13,6 +13,7 @@ from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
 from typing import TYPE_CHECKING
 
+from edgewise.export.edit import attribute, constant, known, operand
 from edgewise.files import write_bytes
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ def compact_(model: ir.Model, *, names: bool = False) -> None:
 
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.DeduplicateInitializersPass(size_limit=LARGEST_BYTES)(model)
+    _part_zero_points_(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)
-    _shorten_values_(model.graph)
+    shorten_values_(model.graph)
     if not names:
         for node in model.graph:
             node.name = None
@@ -54,8 +56,27 @@ def write(model: ir.Model, path: Path, *, names: bool = False) -> Path:
     return write_bytes(path, ir.to_proto(model).SerializeToString())
 
 
-def _shorten_values_(graph: ir.Graph) -> None:
-    """Give every tensor between inputs and outputs a name as short as there is, and nothing besides it."""
+def _part_zero_points_(graph: ir.Graph) -> None:
+    """Share zero points only between weights that they are spread over alike: by rank and axis, in place.
+
+    OpenVINO folds the subtraction of one that it has to reshape in a single way; otherwise it computed ConvNeXt's
+    layers, convolutions and products of the same number of channels, in floats.
+    """
+    spread: dict[ir.Value, dict[tuple[int, int], ir.Value]] = {}
+    for node in list(graph):
+        weight = operand(node, 0)
+        zero_point = operand(node, 2)
+        if node.op_type != "DequantizeLinear" or known(weight) is None or zero_point is None or not zero_point.shape:
+            continue
+        ways = spread.setdefault(zero_point, {})
+        way = (known(weight).ndim, attribute(node, "axis", 1))
+        if way not in ways:
+            ways[way] = constant(graph, known(zero_point), str(zero_point.name)) if ways else zero_point
+        node.replace_input_with(2, ways[way])
+
+
+def shorten_values_(graph: ir.Graph, prefix: str = "") -> None:
+    """Give every tensor between inputs and outputs a name as short as there is, and nothing besides it, in place."""
     public = {*graph.inputs, *graph.outputs}
     taken = {value.name for value in public}
     names = (name for name in _names() if name not in taken)
@@ -64,7 +85,7 @@ def _shorten_values_(graph: ir.Graph) -> None:
     for value in chain(graph.inputs, constants, *(node.outputs for node in graph)):
         value.metadata_props.clear()
         if value not in public:
-            value.name, value.shape, value.type = next(names), None, None
+            value.name, value.shape, value.type = prefix + next(names), None, None
     for value in constants:
         assert value.const_value is not None
         value.const_value.name = value.name

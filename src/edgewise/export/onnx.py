@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from itertools import chain, count
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from edgewise.errors import ModelError
 from edgewise.export.compact import write
 from edgewise.export.constants import absorb_constants_
-from edgewise.export.edit import known, operand
 from edgewise.export.quiet import quietly
 from edgewise.graph.trace import evaluating
 from edgewise.train.forward import forward, home
@@ -97,21 +96,22 @@ def _cause(error: BaseException) -> str:
 def name_layers_(graph: ir.Graph) -> None:
     """Give each operator with weights the name of its module, and no name to any other, in place.
 
-    A module that is run twice makes two operators: the second is called `name_1`.
+    Where a module runs twice, or equal weights of several were stored once, its name is given a number.
     """
-    taken: set[str] = set()
+    taken: Counter[str] = Counter()
     for node in graph:
-        weight = operand(node, 1)
+        weight = node.inputs[1].name if len(node.inputs) > 1 and node.inputs[1] is not None else None
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
-        name = None
-        if weight is not None and str(weight.name).endswith(".weight"):
-            name = str(weight.name).removesuffix(".weight")
-        elif node.op_type in ("Gemm", "MatMul") and len(scopes) > 2 and known(weight) is not None:
-            name = scopes[-2]
-        if name is not None:
-            name = next(each for each in chain([name], (f"{name}_{n}" for n in count(1))) if each not in taken)
-            taken.add(name)
-        node.name = name
+        module = scopes[-2] if len(scopes) > 2 else None
+        if weight is not None and weight.endswith(".weight"):
+            name = weight.removesuffix(".weight")
+            node.name = module if name in taken and module else name
+        else:
+            node.name = module if node.op_type in ("Gemm", "MatMul") else None
+        if node.name:
+            taken[node.name] += 1
+            if (times := taken[node.name]) > 1:
+                node.name += f"#{times}"
 
 
 def pool_globally_(graph: ir.Graph) -> None:

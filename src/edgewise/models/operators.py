@@ -113,6 +113,8 @@ def gemm(
     transB: int = 0,  # noqa: N803
 ) -> Tensor:
     """Multiply two matrices and add a third."""
+    if alpha == beta == 1 and not transA and (c is None or c.dim() == 1):
+        return F.linear(a, b if transB else b.t(), c)  # one operator, which other runtimes' exporters know
     product = (a.t() if transA else a) @ (b.t() if transB else b)
     product = product if alpha == 1 else alpha * product
     return product if c is None else product + (c if beta == 1 else beta * c)

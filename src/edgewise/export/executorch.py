@@ -1,0 +1,42 @@
+"""An ONNX file as an ExecuTorch program for XNNPACK, for one image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edgewise.devices.runtimes import RUNTIMES
+from edgewise.errors import ModelError, one_line
+from edgewise.export.lowering import lower
+from edgewise.export.quiet import quietly
+from edgewise.files import write_bytes
+
+
+def to_executorch(source: Path, out: Path, example: Tensor) -> Path:
+    """Write an ONNX file as a program, float or quantised as it is; whole or not at all.
+
+    Args:
+        source: with QuantizeLinear and DequantizeLinear where it is quantised.
+        out: the ``.pte`` file.
+        example: ``[1, C, H, W]`` float32.
+
+    Raises:
+        MissingExtra: ExecuTorch is not installed.
+        ModelError: it cannot be written so; the message holds the exporter's own, in one line.
+    """
+    RUNTIMES["executorch"].imported()
+    import onnx_ir as ir
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    network = lower(ir.load(source), "executorch")
+    try:
+        with quietly():
+            program = torch.export.export(network, (example,))
+            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            content = edge.to_executorch().buffer
+    except Exception as error:  # whatever the passes make of operators that XNNPACK does not take
+        raise ModelError(f"{source}: it cannot be written for ExecuTorch: {one_line(error)}") from error
+    return write_bytes(out, content)
