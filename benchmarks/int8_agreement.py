@@ -1,7 +1,8 @@
 """MobileNetV2 in int8: on how many images does it give float32's class? Beside ONNX Runtime's quantiser and NNCF's.
 
 Calibrated on 100 ImageNet images, judged on 900 others; weights are torchvision's. The images are training images, most
-likely, so nothing is said of accuracy. The same file is run in OpenVINO too. The last line is JSON.
+likely, so nothing is said of accuracy. Of 4-bit weights the first and the last layer have none. The same file is run in
+OpenVINO too. The last line is JSON.
 
     python benchmarks/int8_agreement.py imagenet-sample-1000.npz mobilenet_v2-b0353104.pth
 """
@@ -84,6 +85,15 @@ def main() -> None:
         for observer in ("minmax", "percentile", "mse", "entropy"):
             config = Quantize(observer=observer, percentile=99.99)  # type: ignore[arg-type]
             judge(f"ours, {observer}", lambda out, c=config: Quantizer(source, calibration, c).write(out))
+        few = dict.fromkeys(list(first.layers)[1:-1], 4)
+        options = {"equalized": {"equalize": True}, "adaround": {"rounding": "adaround"}}
+        for name, settings in {"nearest": {}, **options}.items():
+            source_of = Quantizer(source, calibration, Quantize(**settings))
+            for bits, widths in (("8", None), ("4", few)):
+                judge(
+                    f"ours, {name}, {bits} bits a weight",
+                    lambda out, q=source_of, b=widths: q.write(out, simulated=q.simulated(bits=b)),
+                )
         for name, scheme in SCHEMES.items():
             if name != "int8_static":
                 judge(f"ours, {name}", lambda out, s=scheme: s.write(first, out))

@@ -94,3 +94,12 @@ def test_mixed_bits_are_told_layer_by_layer(trained: Path) -> None:
     assert any(note.startswith("4 bits: ") for row in results["rows"] for note in row["notes"])
     dense = results["rows"][0]["file_bytes"]
     assert results["rows"][-1]["file_bytes"] <= 0.25 * dense
+
+
+def test_learnt_rounding_and_equalised_channels_are_told(trained: Path) -> None:
+    settings = 'scheme = "mixed"\nsize = 0.25\nrounding = "adaround"\nrounding_iterations = 20\nequalize = true'
+    _, results = finished(trained, settings, "rounded")
+    notes = [note for row in results["rows"] for note in row["notes"]]
+    assert any(note.startswith("4 bits: ") for note in notes)
+    assert "pairs of layers that were equalised: 1" in notes
+    assert results["rows"][-1]["file_bytes"] <= 0.25 * results["rows"][0]["file_bytes"]

@@ -61,7 +61,7 @@ def quantize_step(context: Context, place: Place, config: Quantize) -> Result:
         **asdict(activation_cost(artifact)),
         "file_bytes": artifact.stat().st_size,
     }
-    notes = made.pop("notes")
+    notes = [*_equalized(quantizer), *made.pop("notes")]
     if len(images) < config.calibration:
         notes.append(f"calibrated on all {len(images)} training images; {config.calibration} were asked for")
     return {
@@ -163,6 +163,12 @@ def _told(choice: Choice, quantizer: Quantizer, allowed_pt: float) -> dict[str, 
         "tried": [candidate.to_dict() for candidate in choice.tried],
         "exclusion": [asdict(point) for point in choice.curve],
     }
+
+
+def _equalized(quantizer: Quantizer) -> list[str]:
+    """Say how many pairs of layers were equalised."""
+    count = len(quantizer.equalized)
+    return [f"pairs of layers that were equalised: {count}"] if quantizer.config.equalize else []
 
 
 def _constant(quantizer: Quantizer) -> list[str]:

@@ -231,6 +231,9 @@ def test_calibrating_takes_seconds_not_minutes(large: Quantizer) -> None:
         ({"scheme": "mixed", "size": 1.5}, "size = 1.5: a share of the float file's bytes"),
         ({"max_drop": -1.0}, "max_drop = -1.0: accuracy points"),
         ({"scheme": "qat", "epochs": 0}, "epochs = 0"),
+        ({"scheme": "float16", "rounding": "adaround"}, 'rounding = "adaround": of "auto", "int8_static" and "mixed"'),
+        ({"rounding_iterations": 0}, "rounding_iterations = 0, rounding_images = 64: at least 1, and at least 8"),
+        ({"rounding_images": 7}, "rounding_images = 7: at least 1, and at least 8"),
     ],
 )
 def test_settings_that_mean_nothing(values: dict[str, object], message: str) -> None:

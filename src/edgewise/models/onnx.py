@@ -49,7 +49,7 @@ class OnnxNetwork(nn.Module):
         graph: with one input and one output. Its float constants become parameters, under their names.
 
     Raises:
-        ModelError: there is more than one input or output.
+        ModelError: there is more than one input or output, or an operator reads what nothing makes.
         UnsupportedOp: an operator is not known.
     """
 
@@ -70,10 +70,18 @@ class OnnxNetwork(nn.Module):
                 self.weights[_key(name)] = nn.Parameter(torch.from_numpy(array.astype(np.float32)))
             else:
                 self.constants[name] = array
+        made = {"", self.input, *self.floats, *self.constants, *(name for step in self.steps for name in step.outputs)}
+        for step in self.steps:
+            if missing := set(step.inputs) - made:
+                raise ModelError(f'{step.op_type} reads the tensor "{min(missing)}", and nothing makes it')
 
     def tap(self, name: str, module: nn.Module) -> None:
         """Let a module see the tensor of that name, and replace it."""
         self.taps[_key(name)] = module
+
+    def untap(self, name: str) -> None:
+        """Let the tensor of that name be as it is again."""
+        self.taps.pop(_key(name))
 
     def tapped(self, name: str) -> nn.Module | None:
         """Return the module that sees the tensor of that name, if there is one."""
@@ -88,9 +96,10 @@ class OnnxNetwork(nn.Module):
         """Run every operator in the file's order, on ``[N, C, H, W]`` float32."""
         values: dict[str, Any] = {"": None, **self.constants}
         self._keep(values, self.input, x)
-        for name in self.floats:
-            self._keep(values, name, self.weights[_key(name)])
         for step in self.steps:
+            for name in step.inputs:
+                if name not in values:  # a weight: rounded when it is needed, so that a tap before may change it
+                    self._keep(values, name, self.weight(name))
             found = OPERATORS[step.op_type](*(values[name] for name in step.inputs), **step.attributes)
             for name, value in zip(step.outputs, found if isinstance(found, tuple) else (found,), strict=False):
                 self._keep(values, name, value)
@@ -112,10 +121,11 @@ def _steps(graph: ir.Graph) -> Iterator[Step]:
     """Translate the operators of a graph, in their order."""
     nodes = [node for node in graph if node.op_type != "Constant"]
     last = {value.name: place for place, node in enumerate(nodes) for value in node.inputs if value is not None}
-    kept = {value.name for value in (*graph.outputs, *graph.initializers.values())}
+    kept = {value.name for value in graph.outputs}
     for place, node in enumerate(nodes):
-        if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
-            raise UnsupportedOp(f'the operator "{node.op_type}" is not known; {nearest(node.op_type, OPERATORS)}')
+        name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        if name not in OPERATORS:
+            raise UnsupportedOp(f'the operator "{name}" is not known; {nearest(name, OPERATORS)}')
         inputs = tuple("" if value is None else str(value.name) for value in node.inputs)
         outputs = tuple(str(value.name) for value in node.outputs)
         freed = {name for name in (*inputs, *outputs) if name and name not in kept and last.get(name, place) == place}

@@ -71,7 +71,7 @@ def conv(
     space = x.dim() - 2
     strides, dilations = tuple(strides) or (1,) * space, tuple(dilations) or (1,) * space
     reach = [d * (k - 1) + 1 for d, k in zip(dilations, weight.shape[2:], strict=True)]
-    x, padding = _padded(x, _pads(auto_pad, pads, x, reach, strides), 0.0)
+    x, padding = _padded(x, paddings(auto_pad, pads, x, reach, strides), 0.0)
     return CONVOLUTIONS[space](x, weight, bias, strides, padding, dilations, group)
 
 
@@ -266,7 +266,7 @@ def max_pool(
     space = len(kernel_shape)
     strides, dilations = tuple(strides) or (1,) * space, tuple(dilations) or (1,) * space
     reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel_shape, strict=True)]
-    x, padding = _padded(x, _pads(auto_pad, pads, x, reach, strides), -math.inf)
+    x, padding = _padded(x, paddings(auto_pad, pads, x, reach, strides), -math.inf)
     return MAX_POOLS[space](x, tuple(kernel_shape), strides, padding, dilations, bool(ceil_mode))
 
 
@@ -285,7 +285,7 @@ def average_pool(
     """Take the mean of each window, of what is padded only where `count_include_pad` says so."""
     space = len(kernel_shape)
     strides = tuple(strides) or (1,) * space
-    before, after = _halves(_pads(auto_pad, pads, x, kernel_shape, strides))
+    before, after = _halves(paddings(auto_pad, pads, x, kernel_shape, strides))
     if before != after or any(d != 1 for d in dilations):
         raise ModelError("AveragePool with uneven padding or with dilation is not known")
     return AVERAGE_POOLS[space](x, tuple(kernel_shape), strides, before, bool(ceil_mode), bool(count_include_pad))
@@ -485,7 +485,7 @@ def _halves(pads: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(pads[: len(pads) // 2]), tuple(pads[len(pads) // 2 :])
 
 
-def _pads(auto_pad: str, pads: Sequence[int], x: Tensor, reach: Sequence[int], strides: Sequence[int]) -> list[int]:
+def paddings(auto_pad: str, pads: Sequence[int], x: Tensor, reach: Sequence[int], strides: Sequence[int]) -> list[int]:
     """Return the padding of each axis of space, before all and after all; `reach` is a window's length."""
     if auto_pad in ("NOTSET", "VALID"):
         return list(pads) if pads and auto_pad == "NOTSET" else [0] * 2 * len(reach)

@@ -11,7 +11,7 @@ Reference: Nagel et al., Data-Free Quantization Through Weight Equalization and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -59,26 +59,41 @@ def means(x: Tensor, channels: int) -> Tensor:
     return x.mean([dim for dim in range(x.dim()) if dim != axis])
 
 
-def correct_biases_(network: OnnxNetwork, layers: Iterable[Layer], images: Tensor) -> None:
+def output_means(network: OnnxNetwork, layers: Iterable[Layer], images: Tensor) -> dict[str, Tensor]:
+    """Return the mean of each channel of what layers with a bias make, ``[K]``, by the layers' names.
+
+    Args:
+        network: the float one; it computes without its taps.
+        layers: of it.
+        images: ``[N, C, H, W]`` float32, all of which are held in memory at once; some tens are enough.
+    """
+    watches = {layer.name: (layer, _Mean(len(network.weight(layer.bias)))) for layer in layers if layer.bias}
+    with torch.no_grad(), in_floats(network):
+        for layer, watch in watches.values():
+            network.tap(layer.output, watch)
+        network(images)
+    return {name: watch.mean for name, (_, watch) in watches.items()}
+
+
+def correct_biases_(
+    network: OnnxNetwork, layers: Iterable[Layer], expected: Mapping[str, Tensor], images: Tensor
+) -> None:
     """Change the biases of layers so that the mean of each output channel is that of the float network.
 
     Args:
         network: with its taps.
         layers: of which those without a bias are left as they are.
-        images: ``[N, C, H, W]`` float32, all of which are held in memory at once; some tens are enough.
+        expected: the means of their channels, what `output_means` finds of the float network.
+        images: those that the means are of.
     """
-    chosen = {layer.output: layer for layer in layers if layer.bias}
-    watches = {name: _Mean(len(network.weight(layer.bias))) for name, layer in chosen.items()}
-    rounding = {layer.weight: network.tapped(layer.weight) for layer in chosen.values()}
+    chosen = [layer for layer in layers if layer.bias]
+    rounding = {layer.weight: network.tapped(layer.weight) for layer in chosen}
     with torch.no_grad(), in_floats(network):
-        for name, watch in watches.items():
-            network.tap(name, watch)
-        network(images)
         for weight, tap in rounding.items():
             if tap is not None:
                 network.tap(weight, tap)
-        for name, layer in chosen.items():
-            network.tap(name, _Correct(watches[name].mean, network.weight(layer.bias)))
+        for layer in chosen:
+            network.tap(layer.output, _Correct(expected[layer.name], network.weight(layer.bias)))
         network(images)
 
 

@@ -45,18 +45,18 @@ def write_mixed(
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     allowed = size * quantizer.path.stat().st_size
-    quantizer.write(out)
-    errors = bit_errors(quantizer, images, progress)
-    names = list(errors)
-    saved = np.array([_saved_bytes(quantizer, name) for name in names])
+    quantizer.write(out, simulated=quantizer.simulated(rounding="nearest"))  # for its size
+    names = list(quantizer.sites().layers)
     excess = out.stat().st_size - allowed
     if excess <= 0:
-        return out, dict.fromkeys(names, MANY)
+        return quantizer.write(out), dict.fromkeys(names, MANY)
+    saved = np.array([_saved_bytes(quantizer, name) for name in names])
     if saved.sum() < excess:
         least = format_quantity("file_bytes", out.stat().st_size - saved.sum())
         raise BudgetError(
             f"size = {size}: with 4 bits everywhere the file would have {least}, {allowed:.0f} bytes may be"
         )
+    errors = bit_errors(quantizer, images, progress)
     # Squares of independent errors add up.
     cost = np.array([errors[name] ** 2 for name in names])
     chosen = milp(
@@ -72,9 +72,10 @@ def write_mixed(
 def bit_errors(quantizer: Quantizer, images: Tensor, progress: Progress | None = None) -> dict[str, float]:
     """Return the error of the logits when one layer's weights have 4 bits, by the layers' names.
 
-    It is the root mean square of the difference from 8 bits everywhere, as a share of that of the logits.
+    It is the root mean square of the difference from 8 bits everywhere, as a share of that of the logits, with weights
+    rounded to the nearest code in any case.
     """
-    network, sites = quantizer.simulated(), quantizer.sites()
+    network, sites = quantizer.simulated(rounding="nearest"), quantizer.sites()
     found = {}
     with torch.no_grad():
         expected = network(images)

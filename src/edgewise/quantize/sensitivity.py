@@ -21,9 +21,10 @@ def layer_errors(quantizer: Quantizer, images: Tensor, progress: Progress | None
         progress: is told ("sensitivity", done, total), in layers.
 
     Returns:
-        By the layers' names, the root mean square of the error as a share of that of the logits.
+        By the layers' names, the root mean square of the error as a share of that of the logits, with weights rounded
+        to the nearest code in any case.
     """
-    network, sites = quantizer.simulated(), quantizer.sites()
+    network, sites = quantizer.simulated(rounding="nearest"), quantizer.sites()
     needed = {name: (layer.weight, layer.bias, sites.scales[layer.input]) for name, layer in sites.layers.items()}
     taps = {tensor: network.tapped(tensor) for tensors in needed.values() for tensor in tensors if tensor}
     found = {}

@@ -7,6 +7,7 @@ against it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from edgewise.errors import ModelError
 from edgewise.models.onnx import OnnxNetwork
 from edgewise.progress import Progress
 from edgewise.quantize.affine import WHOLE, QParams, QSpec, choose, fake_quantize, quantize
@@ -89,14 +91,21 @@ class FakeQuantizeBias(nn.Module):
 
 
 class _Watch(nn.Module):
-    """Shows an observer what passes."""
+    """Shows an observer what passes; NaN and infinity have no range.
 
-    def __init__(self, observer: Observer) -> None:
+    Args:
+        name: of the tensor.
+        observer: of it.
+    """
+
+    def __init__(self, name: str, observer: Observer) -> None:
         super().__init__()
-        self.observer = observer
+        self.name, self.observer = name, observer
         self.images = 1  # in the batch that passes
 
     def forward(self, x: Tensor) -> Tensor:
+        if not all(math.isfinite(end.item()) for end in x.aminmax()):
+            raise ModelError(f'the tensor "{self.name}" becomes NaN or infinite on the calibration inputs')
         rows = x.dim() == 2 and x.shape[0] > self.images and x.shape[0] % self.images == 0
         self.observer.update(x.reshape(self.images, -1, x.shape[1]) if rows else x)
         return x
@@ -119,10 +128,13 @@ def calibrate(
         observer: "kind", a name of `OBSERVERS`, and its settings.
         batch: how many images pass at a time.
         progress: is told ("calibrate", done, total), in batches.
+
+    Raises:
+        ModelError: a tensor becomes NaN or infinite.
     """
     settings = dict(observer)
     make = OBSERVERS[str(settings.pop("kind"))]
-    watches = {name: _Watch(make(ACTIVATIONS, **settings)) for name in names}
+    watches = {name: _Watch(name, make(ACTIVATIONS, **settings)) for name in names}
     for name, watch in watches.items():
         network.tap(name, watch)
     batches = torch.split(images, batch)
@@ -149,6 +161,13 @@ def weight_tap(layer: Layer, weight: Tensor, bits: int) -> FakeQuantize:
         return FakeQuantize(spec, QParams(scale, zero_point))
     low, high = (end.reshape(spec.grid(weight.shape)) for end in spec.rows(weight).aminmax(dim=1))
     return FakeQuantize(spec, choose(low, high, spec))
+
+
+def weight_bits(network: OnnxNetwork, layer: Layer) -> int:
+    """Return how many bits a layer's weights have in a simulation."""
+    tap = network.tapped(layer.weight)
+    assert isinstance(tap, FakeQuantize)
+    return tap.spec.bits
 
 
 def attach(network: OnnxNetwork, sites: Sites, ranges: Mapping[str, Range], bits: Mapping[str, int] | int = 8) -> None:

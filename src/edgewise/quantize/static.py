@@ -11,24 +11,30 @@ CVPR 2018, arXiv 1712.05877.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from edgewise.errors import DataError, ModelError, UserError, one_line
 from edgewise.export.compact import write
+from edgewise.export.edit import known, operand
+from edgewise.export.quiet import quietly
 from edgewise.models.onnx import OnnxNetwork
 from edgewise.progress import Progress
-from edgewise.quantize.config import FEWEST_IMAGES, Quantize
-from edgewise.quantize.correct import correct_biases_
+from edgewise.quantize.adaround import Rounded, learn_rounding, round_
+from edgewise.quantize.config import FEWEST_IMAGES, Quantize, Rounding
+from edgewise.quantize.correct import correct_biases_, output_means
+from edgewise.quantize.equalize import equalize_
 from edgewise.quantize.observe import Observer, Range
-from edgewise.quantize.prepare import prepare
+from edgewise.quantize.prepare import LAYERS, layers, prepare
 from edgewise.quantize.qdq import to_qdq
-from edgewise.quantize.simulate import attach, calibrate
+from edgewise.quantize.simulate import attach, calibrate, weight_bits
 from edgewise.quantize.sites import GATE_STEPS, Sites, find_sites
 
 if TYPE_CHECKING:
@@ -62,8 +68,16 @@ class Quantizer:
         _check_float(network, float_onnx)
         _check_images(images, network.graph.inputs[0], float_onnx)
         self.images = images.detach().cpu()
-        self._prepared = prepare(network)
+        with _named(float_onnx), quietly():
+            self._prepared = prepare(network)
+            OnnxNetwork(self._prepared.graph)  # names an operator that is not known
+            _check_layers(self._prepared.graph)
+        self.equalized = equalize_(self._prepared.graph) if self.config.equalize else []
         self.layers = {**(sites := self.sites()).layers, **sites.stored}
+        self._rounded: dict[tuple[str, int], Rounded] = {}  # what was learnt, by layer and bits, whatever is left out
+        self._biases: dict[
+            tuple[tuple[str, int], ...], dict[str, Tensor]
+        ] = {}  # corrected, by the layers and their bits
 
     def prepared(self) -> ir.Model:
         """Return the prepared float network, to be changed."""
@@ -83,13 +97,9 @@ class Quantizer:
         Raises:
             ModelError: an operator of the file is not known, or cannot run on these images.
         """
-        try:
+        with _named(self.path):
             network, names = OnnxNetwork(self._prepared.graph), self.sites().observed
             return calibrate(network, names, self.images, self.config.ranges, BATCH, self.progress)
-        except UserError as error:
-            raise type(error)(f"{self.path}: {error}") from error
-        except Exception as error:  # whatever operators with impossible settings make of images
-            raise ModelError(f"{self.path}: it cannot be quantised: {one_line(error)}") from error
 
     @cached_property
     def ranges(self) -> dict[str, Range]:
@@ -105,19 +115,61 @@ class Quantizer:
         sites = self.sites()
         return [name for name, layer in sites.layers.items() if self.observers[sites.scales[layer.input]].constant]
 
-    def simulated(self, exclude: Collection[str] = (), bits: Mapping[str, int] | int | None = None) -> OnnxNetwork:
+    @cached_property
+    def means(self) -> dict[str, Tensor]:
+        """The mean of each channel of the layers' outputs in the float network."""
+        network, sites = OnnxNetwork(self._prepared.graph), self.sites()
+        return output_means(network, sites.layers.values(), self.images[:CORRECTION_IMAGES])
+
+    def simulated(
+        self,
+        exclude: Collection[str] = (),
+        bits: Mapping[str, int] | int | None = None,
+        rounding: Rounding | None = None,
+    ) -> OnnxNetwork:
         """Make the network that computes in floats what the int8 file computes in integers.
+
+        What was learnt and corrected for it is kept, and is not found again for the same layers and bits.
 
         Args:
             exclude: the layers to leave out.
             bits: of the weights, for all layers or by the layers' names.
+            rounding: of the weights, if not as the settings say.
         """
         ranges = self.ranges  # first: what the file cannot do is told from here
         network, sites = OnnxNetwork(self._prepared.graph), self.sites(exclude)
         attach(network, sites, ranges, bits or (REDUCED_BITS if self.config.reduce_range else 8))
-        if self.config.correct_bias:
-            correct_biases_(network, sites.layers.values(), self.images[:CORRECTION_IMAGES])
+        widths = {name: weight_bits(network, layer) for name, layer in sites.layers.items()}
+        if (rounding or self.config.rounding) == "adaround":
+            self._round_(network, sites, widths)
+        elif self.config.correct_bias:
+            self._correct_(network, sites, widths)
         return network
+
+    def _correct_(self, network: OnnxNetwork, sites: Sites, widths: Mapping[str, int]) -> None:
+        """Give layers the biases that were corrected for such layers and bits; correct them if none were."""
+        layers = [layer for layer in sites.layers.values() if layer.bias]
+        key = tuple(widths.items())
+        if key not in self._biases:
+            correct_biases_(network, layers, self.means, self.images[:CORRECTION_IMAGES])
+            self._biases[key] = {layer.bias: network.weight(layer.bias).detach().clone() for layer in layers}
+        for name, bias in self._biases[key].items():
+            network.weight(name).data = bias.clone()
+
+    def _round_(self, network: OnnxNetwork, sites: Sites, widths: Mapping[str, int]) -> None:
+        """Give layers the weights that were learnt for their bits; learn them if some were not."""
+        if not self._rounded.keys() >= widths.items():
+            learnt = learn_rounding(
+                network,
+                sites,
+                self.images[: self.config.rounding_images],
+                self.config.rounding_iterations,
+                correct_bias=self.config.correct_bias,
+                progress=self.progress,
+            )
+            self._rounded |= {(name, widths[name]): found for name, found in learnt.items()}
+        for name, layer in sites.layers.items():
+            round_(network, layer, self._rounded[name, widths[name]])
 
     def write(self, out: Path, exclude: Collection[str] = (), simulated: OnnxNetwork | None = None) -> Path:
         """Write the int8 file, whole or not at all; the outputs of a last linear layer stay float32.
@@ -144,24 +196,63 @@ def read(path: Path) -> ir.Model:
 
     Raises:
         UserError: there is no such file.
-        ModelError: it is no ONNX file.
+        ModelError: it is no ONNX file, or the file with its weights is missing.
     """
     import onnx_ir as ir
 
     try:
-        return ir.load(path)
+        with quietly():
+            network = ir.load(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ModelError(f"{path}: it is a folder, not an ONNX file") from None
     except Exception as error:  # whatever protobuf makes of bytes that are none of its own
         raise ModelError(f"{path}: no ONNX file: {one_line(error)}") from error
+    if not len(network.graph):
+        raise ModelError(f"{path}: no ONNX file: it holds no operators")
+    try:
+        return ir.external_data.load_to_model(network)
+    except Exception as error:  # no file, no right to read it, or one too short
+        raise ModelError(f"{path}: the file beside it that holds its weights: {one_line(error)}") from error
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say of which file an error is, in one line."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from error
+    except Exception as error:  # whatever operators with impossible settings make of images
+        raise ModelError(f"{path}: it cannot be quantised: {one_line(error)}") from error
 
 
 def _check_float(network: ir.Model, path: Path) -> None:
+    import onnx_ir as ir
+
     if any("Quantize" in node.op_type or node.op_type.startswith(("QLinear", "QGemm")) for node in network.graph):
         raise ModelError(f"{path}: it is quantised already; quantise the float file that it was made from")
-    if len(network.graph.inputs) != 1:
-        names = ", ".join(str(value.name) for value in network.graph.inputs)
-        raise ModelError(f"{path}: it has {len(network.graph.inputs)} inputs ({names}), it must have one")
+    for kind, values in (("input", network.graph.inputs), ("output", network.graph.outputs)):
+        if len(values) != 1:
+            names = ", ".join(str(value.name) for value in values)
+            raise ModelError(f"{path}: it has {len(values)} {kind}s ({names}), it must have one")
+    if (dtype := network.graph.inputs[0].dtype) != ir.DataType.FLOAT:
+        kind = "of no type" if dtype is None else dtype.name.lower()
+        raise ModelError(f"{path}: its input is {kind}, it must be float32; quantise the float32 file")
+
+
+def _check_layers(graph: ir.Graph) -> None:
+    """Refuse weights that cannot become codes."""
+    every = layers(graph)
+    if not every:
+        raise ModelError(f"it has no layer to quantise ({', '.join(LAYERS)} with constant weights)")
+    for layer in every:
+        for held in (known(operand(layer, 1)), known(operand(layer, 2))):
+            if held is not None and held.dtype != np.float32:
+                raise ModelError(f"the weights of {layer.name} are {held.dtype}, they must be float32")
+            if held is not None and not np.isfinite(held).all():
+                raise ModelError(f"the weights of {layer.name} hold NaN or infinity")
 
 
 def _check_images(images: Tensor, expected: ir.Value, path: Path) -> None:
