@@ -14,7 +14,9 @@ from torch import nn
 
 from edgewise.context import Context, Place, Result, dicts, row
 from edgewise.devices.base import Measurement
+from edgewise.devices.kernels import kernels
 from edgewise.devices.measure import measure
+from edgewise.devices.runtimes import RUNTIMES
 from edgewise.distill.logits import Distill, LogitDistillation
 from edgewise.export import network
 from edgewise.export.compact import write
@@ -29,7 +31,6 @@ from edgewise.quantize.mixed import MANY, write_mixed
 from edgewise.quantize.qat import Lsq
 from edgewise.quantize.schemes import SCHEMES
 from edgewise.quantize.sensitivity import IMAGES
-from edgewise.recipe import Measure
 from edgewise.train import fit
 from edgewise.train.config import TrainConfig
 from edgewise.train.evaluate import evaluate
@@ -49,7 +50,13 @@ def quantize_step(context: Context, place: Place, config: Quantize) -> Result:
     float_file.unlink()
     artifact = place.after / ARTIFACT
     checks = compare_quantized(model, artifact, context.checked(), precision=made["precision"])
+    notes = [*_equalized(quantizer), *made.pop("notes")]
     if (simulated := made.pop("simulated")) is not None:
+        runtime = context.recipe.measured.runtime
+        made["kernels"] = asdict(found := kernels(artifact, runtime))
+        if found.floating:
+            layers = found.integer + found.floating
+            notes.append(f"{found.floating} of {layers} layers compute on floats in {RUNTIMES[runtime].title}")
         inputs = context.checked()
         with torch.no_grad():
             expected = torch.cat([simulated(part) for part in torch.split(inputs, QAT_BATCH)])
@@ -61,7 +68,6 @@ def quantize_step(context: Context, place: Place, config: Quantize) -> Result:
         **asdict(activation_cost(artifact)),
         "file_bytes": artifact.stat().st_size,
     }
-    notes = [*_equalized(quantizer), *made.pop("notes")]
     if len(images) < config.calibration:
         notes.append(f"calibrated on all {len(images)} training images; {config.calibration} were asked for")
     return {
@@ -115,7 +121,7 @@ def _auto(context: Context, place: Place, config: Quantize, quantizer: Quantizer
     allowed = config.max_drop
     if allowed is None:
         allowed = ALLOWED_PT if budget is None or budget.drop is None else budget.drop
-    step = next((step for step in context.recipe.step if isinstance(step, Measure)), Measure())
+    step = context.recipe.measured
     candidates = place.after / "candidates"
     candidates.mkdir()
 

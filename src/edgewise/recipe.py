@@ -151,6 +151,11 @@ class Recipe:
         threads = [step.threads for step in self.step if isinstance(step, Measure)]
         return {"precision": "int8" if whole else "float32", "threads": threads[-1] if threads else None}
 
+    @property
+    def measured(self) -> Measure:
+        """Where the artifact will run: the first measure step, or what one is by default."""
+        return next((step for step in self.step if isinstance(step, Measure)), Measure())
+
     def limits(self, step: Prune) -> dict[str, Limit]:
         """Return the limits of the budget that a prune step keeps within, by the columns of results.json."""
         return self.budget.by_column() if self.budget and step.budget else {}

@@ -227,8 +227,8 @@ def _as_read(graph: ir.Graph, quantize: ir.Node, written: tuple[float, int], rea
     """Return the floats whose codes, as they are read, are those that are written: how a hard sigmoid is rounding."""
     import onnx_ir as ir
 
-    factor = constant(graph, np.float32(read[0] / written[0]), "factor")
-    offset = constant(graph, np.float32(read[0] * (written[1] - read[1])), "offset")
+    factor = constant(graph, np.asarray(read[0] / written[0], np.float32), "factor")
+    offset = constant(graph, np.asarray(read[0] * (written[1] - read[1]), np.float32), "offset")
     product = ir.node("Mul", [quantize.inputs[0], factor])
     total = ir.node("Add", [product.outputs[0], offset])
     graph.insert_before(quantize, [product, total])

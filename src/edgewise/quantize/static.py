@@ -75,9 +75,7 @@ class Quantizer:
         self.equalized = equalize_(self._prepared.graph) if self.config.equalize else []
         self.layers = {**(sites := self.sites()).layers, **sites.stored}
         self._rounded: dict[tuple[str, int], Rounded] = {}  # what was learnt, by layer and bits, whatever is left out
-        self._biases: dict[
-            tuple[tuple[str, int], ...], dict[str, Tensor]
-        ] = {}  # corrected, by the layers and their bits
+        self._biases: dict[tuple[tuple[str, int], ...], dict[str, Tensor]] = {}  # corrected, by layers and their bits
 
     def prepared(self) -> ir.Model:
         """Return the prepared float network, to be changed."""
