@@ -168,6 +168,40 @@ def test_different_data_are_set_apart(tmp_path: Path) -> None:
     assert "<b>mine" not in html
 
 
+def test_runs_in_series_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    folders = runs(tmp_path, {}, {"accuracy": 0.89, "nonzero": 1000}, {"accuracy": 0.5, "nonzero": 500})
+    series = {folder: "first" if number == 0 else "sparse" for number, folder in enumerate(folders)}
+    path = write_comparison(folders, tmp_path / "comparison.html", series=series, title="<i>mine</i>")
+    html = path.read_text(encoding="utf-8")
+    assert "&lt;i&gt;mine" in html
+    table = html.partition("<table>")[2].partition("</table>")[0]
+    assert ">run1<" in table
+    assert str(tmp_path) not in table
+    assert ">nonzero<" in table
+    assert html.count('value="nonzero"') == 1
+    plain = write_comparison(folders[:1], path).read_text(encoding="utf-8")
+    assert ">nonzero<" not in plain
+    assert "runs of one kind are joined" not in plain
+
+
+def test_a_browser_draws_series(tmp_path: Path) -> None:
+    import browser
+
+    if browser.find() is None:
+        pytest.skip(f"no Chromium on the path ({', '.join(browser.NAMES)}), so no comparison was opened in a browser")
+    folders = runs(tmp_path, {}, {"accuracy": 0.89, "nonzero": 1000}, {"accuracy": 0.5, "nonzero": 500})
+    series = {folder: "first" if number == 0 else "sparse" for number, folder in enumerate(folders)}
+    path = write_comparison(folders, tmp_path / "comparison.html", series=series)
+    with browser.browser() as page:
+        page.open(path)
+        page.wait("document.querySelectorAll('.chart svg .mark-symbol.role-mark path').length >= 4")  # 3, and the front
+        legend = "[...document.querySelectorAll('.chart svg .role-legend-label text')].map(e => e.textContent)"
+        assert page.evaluate(legend) == ["first", "sparse"]
+        page.evaluate("document.querySelector('[value=nonzero]').click()")
+        page.wait("document.querySelectorAll('.chart svg .mark-line path').length === 2")
+        assert page.complaints == []
+
+
 def test_a_browser_draws_the_comparison(tmp_path: Path) -> None:
     import browser
 

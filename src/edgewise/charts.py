@@ -51,8 +51,10 @@ STRIP_SAMPLES = 300  # drawn of a measurement; its box and its figures are of al
 CHOSEN = "datum.of === quantity"
 MARK_AREA = 90.0  # px² of a point of a series
 # Of as many series, told apart on light and dark paper; the grey is for what all are compared with.
-HUES = ("#8c99a1", "#e15759", "#4e79a7", "#59a14f", "#f28e2b", "#b07aa1", "#1fa3a3", "#c9a227", "#9c755f", "#e377c2")
-HUES += ("#0b7d77", "#6b6ecf", "#8ca252", "#bd5d38", "#3182bd", "#d6616b")
+HUES = (
+    *("#8c99a1", "#e15759", "#4e79a7", "#59a14f", "#f28e2b", "#b07aa1", "#1fa3a3", "#c9a227"),
+    *("#9c755f", "#e377c2", "#0b7d77", "#6b6ecf", "#8ca252", "#bd5d38", "#3182bd", "#d6616b"),
+)
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 ROW_PX = 46  # of a group's sensitivity curve
 LAST_LETTERS = "length(datum.label) > 21 ? '…' + slice(datum.label, -20) : datum.label"  # where layers' names differ
@@ -245,7 +247,7 @@ def families(points: Sequence[Point], description: str) -> Spec:
     series, models = (list(dict.fromkeys(mark[key] for mark in marks)) for key in ("series", "model"))
     hues = alt.Scale(domain=series, range=[HUES[i % len(HUES)] for i in range(len(series))])
     kinds = alt.Scale(domain=models, range=[SHAPES[i % len(SHAPES)] for i in range(len(models))])
-    key = {
+    key: dict[str, Any] = {
         "orient": "top",
         "title": None,
         "labelLimit": 0,
