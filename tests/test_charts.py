@@ -84,14 +84,23 @@ def test_nonzero_can_be_chosen_where_something_is_sparse() -> None:
 
 def test_every_point_of_a_family_is_drawn_in_its_series() -> None:
     points = [
-        Point(f"{model} {name}", "", f"{model} {name}", role, 0.9 - 0.1 * step, {"macs": 10.0 * step}, name, model)
+        Point(
+            f"{model} {name}",
+            "",
+            f"{model} {name}",
+            role,
+            0.9 - 0.1 * step,
+            {"macs": 10.0 * step, "latency_ratio": 1.0},
+            name,
+            model,
+        )
         for model in ("Tiny", "Small")
         for step in (1, 2)
         for name, role in (("HESSO", "result"), ("random", "beaten"))
     ]
     spec = charts.families([*points, Point("x", "", "x", "beaten", None, {"macs": 1.0}, "none", "Tiny")], "")
     drawn = marks(spec, "series")
-    assert len(drawn) == 8
+    assert len(drawn) == 2 * 8
     assert {(mark["series"], mark["front"]) for mark in drawn} == {("HESSO", True), ("random", False)}
     lines, dots, front = spec["layer"]
     colour, shape = dots["encoding"]["color"], dots["encoding"]["shape"]

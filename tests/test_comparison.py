@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.comparison import compare, pareto, write_comparison
+from edgewise.comparison import _relative, compare, pareto, write_comparison
 from edgewise.errors import RunFolderError
 from run_examples import good, leave, poor
 
@@ -182,6 +182,26 @@ def test_runs_in_series_are_told_apart_by_their_names(tmp_path: Path) -> None:
     plain = write_comparison(folders[:1], path).read_text(encoding="utf-8")
     assert ">nonzero<" not in plain
     assert "runs of one kind are joined" not in plain
+
+
+def test_latencies_of_series_are_shares_of_their_own_dense_networks(tmp_path: Path) -> None:
+    """The second run's machine was busy: twice the latency, and of the same dense network's too."""
+    folders = []
+    for number, times in enumerate((1, 2)):
+        results, manifest = good()
+        results["rows"][0]["latency_s"] *= times
+        results["rows"][-1]["latency_s"] *= times
+        folders.append(leave(tmp_path / f"run{number}", results, manifest))
+    rows = compare(folders)
+    assert [row["pareto"] for row in rows] == [True, False]
+    first, second = _relative(rows)
+    assert first["latency_ratio"] == second["latency_ratio"] == pytest.approx(1 / rows[0]["speedup"])
+    assert first["pareto"]
+    assert second["pareto"]
+    assert second["latency_s"] == 2 * first["latency_s"]  # as measured
+    slower = {**rows[0], "latency_s": 1.1 * rows[0]["latency_s"]}
+    unknown = {**rows[0], "latency_s": None}
+    assert [row["pareto"] for row in _relative([slower, unknown, rows[1]])] == [False, False, True]
 
 
 def test_a_browser_draws_series(tmp_path: Path) -> None:

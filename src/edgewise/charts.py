@@ -33,6 +33,11 @@ COST: Readings = {
     "params": ("params", format_count),
     "nonzero": ("nonzero", format_count),
 }
+# Of runs that were measured at different times: each beside its own dense network, so that only the share compares.
+RELATIVE: Readings = {
+    "latency_ratio": ("latency, of dense", format_fraction),
+    **{column: reading for column, reading in COST.items() if column != "latency_s"},
+}
 LAYER_COST: Readings = {
     "macs": ("MACs", format_count),
     "params": ("params", format_count),
@@ -73,7 +78,7 @@ class Point:
         line: points with the same line are joined in their order.
         role: the dense network, a step on the way, a result, or a result that another beats.
         accuracy: a fraction; a point without one is not drawn.
-        costs: by column of `COST`; None where unknown.
+        costs: by column of `COST` or `RELATIVE`; None where unknown.
         series: what it is one of, in a chart of `families`.
         model: whose network it is.
     """
@@ -97,14 +102,14 @@ class View:
     top: float
 
 
-def known_costs(points: Iterable[Point]) -> dict[str, str]:
+def known_costs(points: Iterable[Point], readings: Readings = COST) -> dict[str, str]:
     """Return the columns that some point can be drawn by, with what people call them.
 
     What is not zero is told where it is not simply every parameter.
     """
     drawn = [point for point in points if point.accuracy is not None]
     sparse = any(point.costs.get("nonzero") != point.costs.get("params") for point in drawn)
-    known = {c: name for c, (name, _) in COST.items() if any(point.costs.get(c) is not None for point in drawn)}
+    known = {c: name for c, (name, _) in readings.items() if any(point.costs.get(c) is not None for point in drawn)}
     return known if sparse else {c: name for c, name in known.items() if c != "nonzero"}
 
 
@@ -228,18 +233,19 @@ def families(points: Sequence[Point], description: str) -> Spec:
     """Draw accuracy against a cost that the reader chooses, in series: each has its colour, and its points are joined.
 
     Args:
-        points: what is drawn, of each a line, a series and a model; those of one line are joined in their order.
+        points: what is drawn, of each a line, a series and a model; those of one line are joined in their order. Costs
+            are by column of `RELATIVE`.
         description: what is to be seen, for those who do not see it.
     """
     import altair as alt
 
-    views = {column: _view(points, {}, column) for column in known_costs(points)}
+    views = {column: _view(points, {}, column) for column in known_costs(points, RELATIVE)}
     shown = [point for point in points if point.accuracy is not None]
     marks: list[Spec] = [
         {"of": column, "order": order, "line": point.line, "series": point.series, "model": point.model}
         | {"x": point.costs[column], "y": point.accuracy, "front": point.role == "result"}
         | {"network": point.name, "accuracy": format_fraction(point.accuracy)}
-        | {name: form(point.costs.get(c)) for c, (name, form) in COST.items()}
+        | {name: form(point.costs.get(c)) for c, (name, form) in RELATIVE.items()}
         for column in views
         for order, point in enumerate(shown)
         if point.costs.get(column) is not None
@@ -279,7 +285,7 @@ def families(points: Sequence[Point], description: str) -> Spec:
     drawn = base.mark_point(size=MARK_AREA, filled=True, opacity=0.9).encode(
         color=colour,
         shape=shape,
-        tooltip=_tooltip("network", "series", "accuracy", *(name for name, _ in COST.values())),
+        tooltip=_tooltip("network", "series", "accuracy", *(name for name, _ in RELATIVE.values())),
     )
     front = base.transform_filter("datum.front").mark_point(size=3.2 * MARK_AREA, strokeWidth=1.5, color="var(--ink)")
     first = alt.param(name="quantity", value=next(iter(views)))
@@ -538,7 +544,9 @@ def _amount(columns: Iterable[str] = ()) -> str:
     """Return the expression of an axis label, such as 500 µs: of the chosen one of these columns, or seconds."""
     units = {c: "s" if c.endswith("_s") else "B" if c.endswith("_bytes") else "" for c in columns}
     unit = f"({json.dumps(units)})[quantity]" if units else "'s'"
-    return f"replace(format(datum.value, '~s'), /([^0-9.]?)$/, ' $1') + {unit}"
+    amount = f"replace(format(datum.value, '~s'), /([^0-9.]?)$/, ' $1') + {unit}"
+    shares = [c for c in units if c.endswith("_ratio")]
+    return f"indexof({json.dumps(shares)}, quantity) >= 0 ? format(datum.value, '.0%') : {amount}" if shares else amount
 
 
 def _tooltip(*fields: str) -> list[alt.Tooltip]:

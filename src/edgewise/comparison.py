@@ -135,10 +135,11 @@ def render_comparison(rows: Sequence[dict[str, Any]], series: Mapping[Path, str]
     specs, groups = {}, []
     shown = {**CELLS, **NONZERO} if any(row["nonzero"] != row["params"] for row in rows) else CELLS
     for number, (data, group) in enumerate(_by_data(rows)):
+        group = _relative(group) if series else group
         points = _families(group, series) if series else _points(group)
         # Runs in series lie beside each other, so that their names tell them apart.
         named = [{**row, "run": name} for row, name in zip(group, _names(group), strict=True)] if series else group
-        costs = charts.known_costs(points)
+        costs = charts.known_costs(points, charts.RELATIVE if series else charts.COST)
         chart = f"plane{number}" if costs else None
         if chart and series:
             specs[chart] = charts.families(points, f"Accuracy on {data} against cost, one point a run.")
@@ -183,9 +184,27 @@ def _points(rows: Sequence[Row]) -> list[Point]:
     return points
 
 
+def _relative(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return runs with their latency as a share of their own dense network's, and with the front by that.
+
+    A run's two latencies come from one process. Another run's, at another time, may be half as much again for the very
+    same network, where a machine has other work.
+    """
+    shares = [ratio(row["latency_s"], row["dense"]["latency_s"]) for row in rows]
+    runs = [{**row, "latency_s": share} for row, share in zip(rows, shares, strict=True)]
+    dense = [
+        {**row["dense"], "latency_s": None if share is None else 1.0} for row, share in zip(rows, shares, strict=True)
+    ]
+    front = pareto([*runs, *dense])
+    return [
+        {**row, "latency_ratio": share, "pareto": on_front}
+        for row, share, on_front in zip(rows, shares, front, strict=False)
+    ]
+
+
 def _families(rows: Sequence[Row], series: Mapping[Path, str]) -> list[Point]:
     """Return the runs as points of their series."""
-    from edgewise.charts import COST, Point
+    from edgewise.charts import RELATIVE, Point
 
     return [
         Point(
@@ -194,7 +213,7 @@ def _families(rows: Sequence[Row], series: Mapping[Path, str]) -> list[Point]:
             f"{row['model']} {series[Path(row['run'])]}",
             "result" if row["pareto"] else "beaten",
             row["accuracy"],
-            {column: row[column] for column in COST},
+            {column: row[column] for column in RELATIVE},
             series[Path(row["run"])],
             display_name(row["model"]),
         )
