@@ -167,9 +167,9 @@ def test_the_table_shows_published_and_ours(done: Path) -> None:
     assert {len(row) for row in (published, dense, usual, pa)} == {len(columns(record))}
     assert published[:4] == ["published", "VGG-16 (abstract only)", "without loss", "70.0%"]
     assert usual[0] == "ours"
-    assert usual[1] == "tiny usual, fashion-mnist, 2+1 epochs, seed 0"
+    assert usual[1] == "tiny usual, fashion-mnist, 2+1 epochs, seed 0, width=0.5"
     assert notes(record) == ["trained on 200 of 9,500 images"]
-    assert pa[1] == "tiny PA, fashion-mnist, 1 epochs, seed 0, keep_params=0.5, complexity.mode=params"
+    assert pa[1] == "tiny PA, fashion-mnist, 1 epochs, seed 0, width=0.5, keep_params=0.5, complexity.mode=params"
     assert usual[8].endswith(" s")
     assert columns(record)[3:] == ("params cut", "MACs cut", "memory cut", "latency", "file", "training")
     cut = next(row["file_cut"] for row in record["rows"] if row["label"] == "tiny usual")
@@ -394,7 +394,7 @@ def test_dense_trainings_start_from_given_weights(done: Path, tmp_path: Path, mo
     found = reproduce("tiny", out, small=True, weights={"resnet20": weights})
     (row,) = found.record["rows"]
     assert row["pretrained"] == "model.safetensors"
-    assert cells(found.record)[-1][1].endswith("2 epochs, seed 0, from model.safetensors")
+    assert cells(found.record)[-1][1].endswith("2 epochs, seed 0, width=0.5, from model.safetensors")
     begun = read_json(out / "tiny-dense" / "steps" / "00-start" / "start.json")
     assert begun["weights_sha256"] == sha256(Path(weights))
     recipe = plan(dense, out, weights={"resnet20": weights}, tuning=system.tuning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from edgewise.systems import SYSTEMS
 from edgewise.units import format_bytes, format_seconds
 
 Row = dict[str, Any]
-METHODS_OWN = ("method.", "knee.", "complexity.", "keep_")  # settings worth a reader's eye where an arm changes them
+OWN = ("width=", "method.", "knee.", "complexity.", "keep_")  # settings worth a reader's eye where an arm changes them
 
 
 def _percent(share: float | None, digits: int = 0) -> str:
@@ -98,13 +99,13 @@ def cells(record: Row) -> list[list[str]]:
 
 
 def _changed(changes: list[str]) -> list[str]:
-    """Return the settings of its method that an arm changes, without the number of their step.
+    """Return what an arm changes of its network and its method, without the number of the method's step.
 
-    >>> _changed(["images=9", "step.0.keep_macs=", "step.2=", "step.0.complexity.mode=params", "step.1.epochs=3"])
-    ['complexity.mode=params']
+    >>> _changed(["width=0.5", "images=9", "step.0.keep_macs=", "step.2=", "step.0.complexity.mode=params"])
+    ['width=0.5', 'complexity.mode=params']
     """
-    own = [change.split(".", 2)[2] for change in changes if change.startswith("step.") and change.count(".") > 1]
-    return [change for change in own if change.startswith(METHODS_OWN) and not change.endswith("=")]
+    own = [re.sub(r"^step\.\d+\.", "", change) for change in changes]
+    return [change for change in own if change.startswith(OWN) and not change.endswith("=")]
 
 
 def notes(record: Row) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any, final
 import torch
 
 from edgewise.comparison import write_comparison
+from edgewise.context import read_result
 from edgewise.cost.visible import Visible, visible
 from edgewise.data import Dataset
 from edgewise.errors import (
@@ -40,7 +41,7 @@ from edgewise.folder import event
 from edgewise.layout import DENSE, FIRST, MANIFEST, RECIPE, RESULTS, STEPS, step_folder
 from edgewise.page import ratio
 from edgewise.progress import Progress
-from edgewise.quantize.config import Quantize
+from edgewise.quantize.schemes import SCHEMES
 from edgewise.recipe import Recipe, Train, absolute, read, shipped, to_toml
 from edgewise.run import compress, load_images
 from edgewise.systems import SYSTEMS, Arm, System
@@ -320,7 +321,8 @@ def _row(arm: Arm, folder: Path) -> dict[str, Any]:
     results, manifest = read_json(folder / RESULTS), read_json(folder / MANIFEST)
     dense, *steps = results["rows"]
     recipe = read(folder / RECIPE)
-    packed = any(isinstance(step, Quantize) and step.scheme == "int8_dynamic" for step in recipe.step)
+    made = read_result(step_folder(folder, len(recipe.step) - 1, recipe.step[-1].kind)).get("artifact", {})
+    packed = made.get("precision") == SCHEMES["int8_dynamic"].precision  # whoever chose it
     shape = tuple(results["input_shape"])
     before, seen = visible_in(folder / DENSE, shape), visible_in(folder, shape, packed)
     seconds: dict[str, float] = {}
