@@ -215,7 +215,7 @@ class Study:
             for scope in ("local", "global")
             for sparsity in sparsities
         )
-        # By layer: over all together, magnitudes leave some layers a thousandth of their weights, and nothing is learnt.
+        # By layer: one ranking of all leaves some layers a thousandth of their weights, and then nothing is learnt.
         again = self._arm("L1 local 0.9, trained again", "sparse", *self.recover, "step.1.scope=local")
         ours = self._arm("ours", "latency", *self.recover)
         return dense, dynamic, *self._oto(), *structured, *weights, again, ours
