@@ -21,6 +21,7 @@ LAYERS = [
         "context",
         "results",
         "recipe",
+        "record_table",
         "reproduce",
         "systems",
         "budget",

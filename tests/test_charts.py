@@ -76,6 +76,43 @@ def test_the_budget_is_always_within_the_axes() -> None:
     assert charts._corners({"macs": 50.0}, {"params": view}) == []
 
 
+def test_nonzero_can_be_chosen_where_something_is_sparse() -> None:
+    whole, sparse = network("a", 0.9, params=10.0, nonzero=10.0), network("b", 0.9, params=10.0, nonzero=4.0)
+    assert charts.known_costs([whole]) == {"params": "params"}
+    assert charts.known_costs([whole, sparse]) == {"params": "params", "nonzero": "nonzero"}
+
+
+def test_every_point_of_a_family_is_drawn_in_its_series() -> None:
+    points = [
+        Point(
+            f"{model} {name}",
+            "",
+            f"{model} {name}",
+            role,
+            0.9 - 0.1 * step,
+            {"macs": 10.0 * step, "latency_ratio": 1.0},
+            name,
+            model,
+        )
+        for model in ("Tiny", "Small")
+        for step in (1, 2)
+        for name, role in (("HESSO", "result"), ("random", "beaten"))
+    ]
+    spec = charts.families([*points, Point("x", "", "x", "beaten", None, {"macs": 1.0}, "none", "Tiny")], "")
+    drawn = marks(spec, "series")
+    assert len(drawn) == 2 * 8
+    assert {(mark["series"], mark["front"]) for mark in drawn} == {("HESSO", True), ("random", False)}
+    lines, dots, front = spec["layer"]
+    colour, shape = dots["encoding"]["color"], dots["encoding"]["shape"]
+    assert colour["scale"]["domain"] == ["HESSO", "random"]
+    assert len(set(colour["scale"]["range"])) == 2
+    assert shape["scale"]["domain"] == ["Tiny", "Small"]
+    assert lines["encoding"]["detail"]["field"] == "line"  # of one model: lines of one colour are not joined
+    assert "datum.front" in str(front["transform"])
+    alone = charts.families(points[:2], "")
+    assert alone["layer"][1]["encoding"]["shape"]["legend"] is None  # one model needs no key
+
+
 # -- layers ---------------------------------------------------------------------------------------------------------
 
 

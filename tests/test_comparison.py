@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.comparison import compare, pareto, write_comparison
+from edgewise.comparison import _relative, compare, pareto, write_comparison
 from edgewise.errors import RunFolderError
 from run_examples import good, leave, poor
 
@@ -166,6 +166,60 @@ def test_different_data_are_set_apart(tmp_path: Path) -> None:
     assert "are not to be compared, so each has its own front" in html
     assert html.count('<div class="table"') == 2
     assert "<b>mine" not in html
+
+
+def test_runs_in_series_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    folders = runs(tmp_path, {}, {"accuracy": 0.89, "nonzero": 1000}, {"accuracy": 0.5, "nonzero": 500})
+    series = {folder: "first" if number == 0 else "sparse" for number, folder in enumerate(folders)}
+    path = write_comparison(folders, tmp_path / "comparison.html", series=series, title="<i>mine</i>")
+    html = path.read_text(encoding="utf-8")
+    assert "&lt;i&gt;mine" in html
+    table = html.partition("<table>")[2].partition("</table>")[0]
+    assert ">run1<" in table
+    assert str(tmp_path) not in table
+    assert ">nonzero<" in table
+    assert html.count('value="nonzero"') == 1
+    plain = write_comparison(folders[:1], path).read_text(encoding="utf-8")
+    assert ">nonzero<" not in plain
+    assert "runs of one kind are joined" not in plain
+
+
+def test_latencies_of_series_are_shares_of_their_own_dense_networks(tmp_path: Path) -> None:
+    """The second run's machine was busy: twice the latency, and of the same dense network's too."""
+    folders = []
+    for number, times in enumerate((1, 2)):
+        results, manifest = good()
+        results["rows"][0]["latency_s"] *= times
+        results["rows"][-1]["latency_s"] *= times
+        folders.append(leave(tmp_path / f"run{number}", results, manifest))
+    rows = compare(folders)
+    assert [row["pareto"] for row in rows] == [True, False]
+    first, second = _relative(rows)
+    assert first["latency_ratio"] == second["latency_ratio"] == pytest.approx(1 / rows[0]["speedup"])
+    assert first["pareto"]
+    assert second["pareto"]
+    assert second["latency_s"] == 2 * first["latency_s"]  # as measured
+    slower = {**rows[0], "latency_s": 1.1 * rows[0]["latency_s"]}
+    unknown = {**rows[0], "latency_s": None}
+    assert [row["pareto"] for row in _relative([slower, unknown, rows[1]])] == [False, False, True]
+
+
+def test_a_browser_draws_series(tmp_path: Path) -> None:
+    import browser
+
+    if browser.find() is None:
+        pytest.skip(f"no Chromium on the path ({', '.join(browser.NAMES)}), so no comparison was opened in a browser")
+    folders = runs(tmp_path, {}, {"accuracy": 0.89, "nonzero": 1000}, {"accuracy": 0.5, "nonzero": 500})
+    series = {folder: "first" if number == 0 else "sparse" for number, folder in enumerate(folders)}
+    path = write_comparison(folders, tmp_path / "comparison.html", series=series)
+    with browser.browser() as page:
+        page.open(path)
+        page.wait("document.querySelectorAll('.chart svg .mark-symbol.role-mark path').length >= 4")  # 3, and the front
+        legend = "[...document.querySelectorAll('.chart svg .role-legend-label text')].map(e => e.textContent)"
+        assert page.evaluate(legend) == ["first", "sparse"]
+        page.evaluate("document.querySelector('[value=nonzero]').click()")
+        page.wait("document.querySelectorAll('.chart svg .mark-line path').length === 2")
+        assert page.complaints == []
 
 
 def test_a_browser_draws_the_comparison(tmp_path: Path) -> None:

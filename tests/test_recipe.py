@@ -134,6 +134,18 @@ def test_a_method_without_a_teacher_may_act_in_the_first_training(tmp_path: Path
             read(write(tmp_path, text.replace(old, new)))
 
 
+def test_a_step_can_be_taken_out(tmp_path: Path) -> None:
+    whole = read(write(tmp_path, GOOD))
+    last = len(whole.step) - 1
+    shorter = read(write(tmp_path, GOOD), [f"step.{last}=", "step.1=", "step.0.epochs=9", "step.1.method="])
+    assert [step.kind for step in shorter.step] == [step.kind for step in (whole.step[0], *whole.step[2:-1])]
+    assert shorter.step[0].epochs == 9
+    assert shorter.step[1].method == ()
+    for change in (f"step.{last + 1}=", "step.x=", "step.-1=", "step.1=3"):
+        with pytest.raises(RecipeError, match=r"name a key of step"):
+            read(write(tmp_path, GOOD), [change])
+
+
 def test_settings_can_be_changed(tmp_path: Path) -> None:
     changes = ["step.0.epochs=9", "seed = 3", "step.1.importance=l1", "budget.latency=1 ms", "step.0.augment=['flip']"]
     recipe = read(write(tmp_path, GOOD), changes)
@@ -155,7 +167,7 @@ def test_settings_can_be_changed(tmp_path: Path) -> None:
         ),
         ('size = "120 KB"', 'sice = "120 KB"', 'unknown key "budget.sice"; did you mean "budget.size"?'),
         ('kind = "prune"', 'kind = "prunes"', 'step.1.kind = "prunes" is unknown; did you mean "prune"?'),
-        ('kind = "prune"', "", "step.1 has no kind; known: export, measure, prune, quantize, train"),
+        ('kind = "prune"', "", "step.1 has no kind; known: export, measure, prune, quantize, sparsify, train"),
         ('kind = "distill"', 'kind = "distil"', 'step.2.method.0.kind = "distil" is unknown; did you mean "distill"?'),
         ("epochs = 3", 'epochs = "3"', 'step.0.epochs = "3": it should be a valid integer'),
         ("epochs = 3", "epochs = 3.5", "step.0.epochs = 3.5: it should be a valid integer"),

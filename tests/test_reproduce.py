@@ -6,18 +6,21 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edgewise.check import check
 from edgewise.cost import CostModel
 from edgewise.errors import RunFolderError, UnknownName, UserError
-from edgewise.files import read_json
+from edgewise.files import read_json, sha256
 from edgewise.graph import trace
 from edgewise.models import build
-from edgewise.recipe import Prune, Train
-from edgewise.reproduce import COLUMNS, OutOfTime, Watch, cells, notes, place, plan, record_into, reproduce
+from edgewise.recipe import Prune, Train, read, shipped
+from edgewise.record_table import cells, columns, hidden, notes
+from edgewise.reproduce import Loaded, OutOfTime, Watch, place, plan, record_into, reproduce, take_over
 from edgewise.run import compress
-from edgewise.systems import SYSTEMS, Arm, Published, System
+from edgewise.systems import SYSTEMS, Arm, Published, Study, System
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("model=resnet20", "width=0.5", "data=fashion-mnist", "size=16", "images=200", "step.0.precision=float32")
@@ -93,6 +96,10 @@ def test_the_record_has_what_was_published_and_what_was_measured(done: Path) -> 
             "params_cut": 0.7,
             "macs_cut": None,
             "memory_cut": None,
+            "file_cut": None,
+            "visible_params_cut": None,
+            "visible_macs_cut": None,
+            "latency_s": None,
             "source": "abstract only",
         }
     ]
@@ -157,13 +164,17 @@ def test_what_is_finished_is_not_run_again(done: Path) -> None:
 def test_the_table_shows_published_and_ours(done: Path) -> None:
     record = read_json(done / "tiny-small.json")
     published, dense, usual, pa = cells({**record, "refused": {}})
-    assert {len(row) for row in (published, dense, usual, pa)} == {len(COLUMNS)}
+    assert {len(row) for row in (published, dense, usual, pa)} == {len(columns(record))}
     assert published[:4] == ["published", "VGG-16 (abstract only)", "without loss", "70.0%"]
     assert usual[0] == "ours"
-    assert usual[1] == "tiny usual, fashion-mnist, 2+1 epochs, seed 0"
+    assert usual[1] == "tiny usual, fashion-mnist, 2+1 epochs, seed 0, width=0.5"
     assert notes(record) == ["trained on 200 of 9,500 images"]
-    assert pa[1] == "tiny PA, fashion-mnist, 1 epochs, seed 0, keep_params=0.5, complexity.mode=params"
+    assert pa[1] == "tiny PA, fashion-mnist, 1 epochs, seed 0, width=0.5, keep_params=0.5, complexity.mode=params"
     assert usual[8].endswith(" s")
+    assert columns(record)[3:] == ("params cut", "MACs cut", "memory cut", "latency", "file", "training")
+    cut = next(row["file_cut"] for row in record["rows"] if row["label"] == "tiny usual")
+    assert usual[7].endswith(f" kB ({cut:.1%} less)")
+    assert dense[7].endswith(" kB")
     assert "of tiny usual: 2+1 epochs, " in pa[8]
     refused = cells({**record, "refused": {"tiny LA": "latency_s was not reached"}})[-1]
     assert refused[:2] == ["ours", "tiny LA: latency_s was not reached"]
@@ -245,7 +256,161 @@ def test_every_arm_of_every_system_is_a_valid_recipe(name: str, tmp_path: Path) 
             assert arm.dense or not arm.from_dense
             recipe = plan(arm, tmp_path, "fashion-mnist")
             assert recipe.data == "fashion-mnist"
-            assert any(isinstance(step, Train) for step in recipe.step)
+            assert arm.from_dense or any(isinstance(step, Train) for step in recipe.step)
+            if arm.begins_as:
+                first = plan(arms[labels.index(arm.begins_as)], tmp_path, "fashion-mnist")
+                assert labels.index(arm.begins_as) < position
+                assert recipe.step[: recipe.dense_at + 1] == first.step[: first.dense_at + 1]
+
+
+# -- arms that begin alike, and weights that are given --------------------------------------------------------------
+
+TINY_NET = """
+from torch import nn
+
+
+class Mixer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.LayerNorm(8)
+        self.mlp = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 8))
+
+    def forward(self, x):
+        return x + self.mlp(self.norm(self.conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+def tiny(classes, channels):
+    pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(nn.Conv2d(channels, 8, 4, stride=4), Mixer(), Mixer(), *pooled, nn.Linear(8, classes))
+"""
+TINY_STUDY = Study(
+    model="convnext_atto",
+    train=(*TINY[2:5], "step.0.epochs=3", "step.0.precision=float32", "step.0.batch=8"),
+    l1=(0.5,),
+    random=(),
+    kept=(),
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few arms of the ConvNeXt study, on a network of a few hundred weights that is built as ConvNeXt is."""
+    out = tmp_path_factory.mktemp("study") / "out"
+    wanted = ("dense", "dynamic", "HESSO 0.5", "HESSO 0.5 + dynamic", "L1 global 0.5")
+    recipes = tmp_path_factory.mktemp("recipes")
+    for path in shipped().glob("convnext-*.toml"):  # which measure for seconds
+        quick = path.read_text().replace('kind = "measure"', 'kind = "measure"\nseconds = 0.2')
+        (recipes / path.name).write_text(quick)
+    (recipes / "network.py").write_text(TINY_NET)
+    arms = tuple(
+        replace(arm, changes=(f"model={recipes / 'network.py'}:tiny", *arm.changes[1:]))
+        for arm in TINY_STUDY.arms
+        if arm.label.removeprefix("convnext_atto ") in wanted
+    )
+    assert len(arms) == len(wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SYSTEMS, "study", replace(SYSTEMS["convnext-study"], small=arms))
+        patch.setattr("edgewise.reproduce.shipped", lambda: recipes)
+        found = reproduce("study", out, small=True)
+        assert not found.left
+        assert not found.record["refused"]
+        assert found.page == out / "comparison.html"
+    return out
+
+
+@pytest.fixture
+def rows(study: Path) -> dict[str, dict[str, Any]]:
+    return {row["label"].removeprefix("convnext_atto "): row for row in read_json(study / "study-small.json")["rows"]}
+
+
+def test_two_ways_to_count(rows: dict[str, dict[str, Any]]) -> None:
+    dense, dynamic = rows["dense"], rows["dynamic"]
+    assert (dynamic["params"], dynamic["macs"], dynamic["nonzero_cut"]) == (dense["params"], dense["macs"], 0)
+    assert dynamic["params_cut"] == dynamic["macs_cut"] == 0
+    assert dense["visible_params_cut"] == dense["visible_macs_cut"] == 0
+    assert dense["visible_params"] == dense["params"]
+    assert 0.5 < dynamic["visible_params_cut"] < 1
+    assert 0.5 < dynamic["visible_macs_cut"] < 1
+    assert dynamic["file_cut"] > 0.2
+    alone, both = rows["HESSO 0.5"], rows["HESSO 0.5 + dynamic"]
+    assert 0 < alone["params_cut"] == both["params_cut"] == pytest.approx(alone["visible_params_cut"])
+    assert alone["nonzero_cut"] == alone["params_cut"]  # though its dense network has the channels at zero already
+    # HESSO took channels of the linear layers alone, which the counter never saw.
+    assert both["visible_params_cut"] == dynamic["visible_params_cut"]
+    sparse = rows["L1 global 0.5"]
+    assert sparse["params_cut"] == sparse["macs_cut"] == sparse["visible_params_cut"] == sparse["file_cut"] == 0
+    assert 0.3 < sparse["nonzero_cut"] < 0.5  # of all parameters; biases and normalisations stay
+
+
+def test_the_table_says_what_is_hidden(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SYSTEMS, "study", SYSTEMS["convnext-study"])
+    record = read_json(study / "study-small.json")
+    table = cells(record)
+    assert {len(row) for row in table} == {len(columns(record))} == {10}
+    both = next(row for row in table if "OTOv3 + dynamic" in row[1])
+    assert both[2:] == ["3.8 points more", "-", "-", "-", "89.7% less", "-", "95.0%", "95.0%"]
+    (text,) = hidden(record)
+    dynamic = next(row for row in record["rows"] if row["label"].endswith(" dynamic"))
+    assert text.startswith("convnext_atto dynamic: a counter of PyTorch's modules sees ")
+    assert f"{dynamic['visible_params_cut']:.1%} of the parameters" in text
+    assert "0.0% of the stored parameters and 0.0% of the executed MACs went" in text
+    assert text in notes(record)
+    assert hidden({**record, "rows": [row for row in record["rows"] if not row["packed"]]}) == []
+
+
+def test_an_arm_takes_over_the_first_steps_of_another(study: Path) -> None:
+    alone, both = (study / place(study, f"convnext_atto {name}").name for name in ("HESSO 0.5", "HESSO 0.5 + dynamic"))
+    for step in ("01-train", "02-prune"):
+        ours, theirs = (read_json(run / "steps" / step / "result.json") for run in (both, alone))
+        assert ours == theirs  # to the second that it took
+    first = json.loads((both / "events.jsonl").read_text().splitlines()[0])
+    assert (first["event"], first["steps"], first["of"]) == ("take over", 2, alone.name)
+    assert all(item.passed for item in check(both))
+
+
+def test_an_arm_takes_over_what_it_would_do_itself_and_nothing_else(study: Path, tmp_path: Path) -> None:
+    other = place(study, "convnext_atto HESSO 0.5")
+    recipe = read(place(study, "convnext_atto HESSO 0.5 + dynamic") / "recipe.toml")
+    for changed in (
+        replace(recipe, seed=1),
+        replace(recipe, step=(replace(recipe.step[0], lr=0.01), *recipe.step[1:])),
+    ):
+        take_over(other, tmp_path / "run", changed)
+        assert not (tmp_path / "run").exists()
+    take_over(tmp_path / "nothing", tmp_path / "run", recipe)
+    assert not (tmp_path / "run").exists()
+    take_over(other, tmp_path / "run", recipe)
+    assert (tmp_path / "run" / "steps" / "02-prune").is_dir()
+
+
+def test_dense_trainings_start_from_given_weights(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = str(done / "tiny-dense" / "model.safetensors")
+    dense, usual, _ = SYSTEM.small
+    system = replace(SYSTEM, small=(dense,), tuning=("step.0.lr=1e-3",))
+    monkeypatch.setitem(SYSTEMS, "tiny", system)
+    out = tmp_path / "out"
+    with pytest.raises(UnknownName, match=r'--weights: tiny has no network "resnet2"; did you mean "resnet20"'):
+        reproduce("tiny", out, small=True, weights={"resnet2": weights})
+    found = reproduce("tiny", out, small=True, weights={"resnet20": weights})
+    (row,) = found.record["rows"]
+    assert row["pretrained"] == "model.safetensors"
+    assert cells(found.record)[-1][1].endswith("2 epochs, seed 0, width=0.5, from model.safetensors")
+    begun = read_json(out / "tiny-dense" / "steps" / "00-start" / "start.json")
+    assert begun["weights_sha256"] == sha256(Path(weights))
+    recipe = plan(dense, out, weights={"resnet20": weights}, tuning=system.tuning)
+    assert (recipe.weights, recipe.step[0].lr) == (weights, 1e-3)
+    derived = plan(usual, out, weights={"resnet20": weights}, tuning=system.tuning)
+    assert derived.weights == str(out / "tiny-dense" / "model.safetensors")
+    assert plan(dense, out, weights={"vgg16_bn": weights}, tuning=system.tuning) == plan(dense, out)
+
+
+def test_images_are_loaded_once_for_arms_of_the_same_data(tmp_path: Path) -> None:
+    loaded = Loaded()
+    dense, usual, _ = (plan(arm, tmp_path) for arm in SYSTEM.small)
+    images = loaded(dense)
+    assert loaded(usual) is images
+    assert len(images.train) == 200
+    assert loaded(replace(usual, images=100)) is not images
 
 
 @pytest.mark.parametrize("scale", ["arms", "small"])
@@ -314,11 +479,18 @@ def test_the_command(done: Path, tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert "published" in shown.stdout
     assert "tiny PA" in shown.stdout
+    assert f"chart  {done / 'comparison.html'}" in shown.stdout
+    page = (done / "comparison.html").read_text(encoding="utf-8")
+    assert "tiny, small: 3 of 3 runs" in page
+    assert '"series":"tiny PA"' in page.replace('": "', '":"')
     document = json.loads(edgewise("reproduce", "tiny", "--small", "--out", done, "--resume", "--json").stdout)
     assert [row["label"] for row in document["rows"]] == ["tiny dense", "tiny usual", "tiny PA"]
     piece = edgewise("reproduce", "tiny", "--small", "--out", tmp_path / "new", "--minutes", 0)
     assert piece.returncode == 0, piece.stderr
     assert "out of time: tiny dense has done 1 of 2 epochs" in piece.stdout
     assert "--resume" in piece.stdout
+    badly = edgewise("reproduce", "tiny", "--small", "--weights", "file.safetensors")
+    assert badly.returncode == 2
+    assert "say of which network, as in convnext_tiny=tiny.safetensors" in badly.stderr
     wrong = edgewise("reproduce", "tinny", "--small")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgewise import cost, data, devices, distill, export, graph, models, prune, quantize, tasks, train
+    from edgewise import cost, data, devices, distill, export, graph, models, prune, quantize, sparse, tasks, train
     from edgewise.cost.budget import Budget
     from edgewise.cost.static import Cost, CostModel, cost_of
     from edgewise.graph.groups import Graph, Group, trace
@@ -41,6 +41,7 @@ __all__ = [
     "quantize",
     "shrink",
     "silence",
+    "sparse",
     "tasks",
     "trace",
     "train",

@@ -31,6 +31,12 @@ COST: Readings = {
     "peak_activation_bytes": ("memory", format_bytes),
     "macs": ("MACs", format_count),
     "params": ("params", format_count),
+    "nonzero": ("nonzero", format_count),
+}
+# Of runs that were measured at different times: each beside its own dense network, so that only the share compares.
+RELATIVE: Readings = {
+    "latency_ratio": ("latency, of dense", format_fraction),
+    **{column: reading for column, reading in COST.items() if column != "latency_s"},
 }
 LAYER_COST: Readings = {
     "macs": ("MACs", format_count),
@@ -48,6 +54,13 @@ NEAR = 0.1  # of an axis: bubbles nearer than this in both directions share a la
 SMALL_LAYER = 0.005  # of the whole network: layers below it in everything are drawn as one
 STRIP_SAMPLES = 300  # drawn of a measurement; its box and its figures are of all
 CHOSEN = "datum.of === quantity"
+MARK_AREA = 90.0  # px² of a point of a series
+# Of as many series, told apart on light and dark paper; the grey is for what all are compared with.
+HUES = (
+    *("#8c99a1", "#e15759", "#4e79a7", "#59a14f", "#f28e2b", "#b07aa1", "#1fa3a3", "#c9a227"),
+    *("#9c755f", "#e377c2", "#6b6ecf", "#0b7d77", "#8ca252", "#bd5d38", "#3182bd", "#d6616b"),
+)
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 ROW_PX = 46  # of a group's sensitivity curve
 LAST_LETTERS = "length(datum.label) > 21 ? '…' + slice(datum.label, -20) : datum.label"  # where layers' names differ
 
@@ -65,7 +78,9 @@ class Point:
         line: points with the same line are joined in their order.
         role: the dense network, a step on the way, a result, or a result that another beats.
         accuracy: a fraction; a point without one is not drawn.
-        costs: by column of `COST`; None where unknown.
+        costs: by column of `COST` or `RELATIVE`; None where unknown.
+        series: what it is one of, in a chart of `families`.
+        model: whose network it is.
     """
 
     name: str
@@ -74,6 +89,8 @@ class Point:
     role: Literal["dense", "step", "result", "beaten"]
     accuracy: float | None
     costs: Mapping[str, float | None]
+    series: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,10 +102,15 @@ class View:
     top: float
 
 
-def known_costs(points: Iterable[Point]) -> dict[str, str]:
-    """Return the columns that some point can be drawn by, with what people call them."""
+def known_costs(points: Iterable[Point], readings: Readings = COST) -> dict[str, str]:
+    """Return the columns that some point can be drawn by, with what people call them.
+
+    What is not zero is told where it is not simply every parameter.
+    """
     drawn = [point for point in points if point.accuracy is not None]
-    return {c: name for c, (name, _) in COST.items() if any(point.costs.get(c) is not None for point in drawn)}
+    sparse = any(point.costs.get("nonzero") != point.costs.get("params") for point in drawn)
+    known = {c: name for c, (name, _) in readings.items() if any(point.costs.get(c) is not None for point in drawn)}
+    return known if sparse else {c: name for c, name in known.items() if c != "nonzero"}
 
 
 def plane(points: Sequence[Point], limits: Mapping[str, float], description: str) -> Spec:
@@ -205,6 +227,69 @@ def _corners(limits: Mapping[str, float], views: Mapping[str, View]) -> list[Spe
         for column, view in views.items()
         if column in limits or "accuracy" in limits
     ]
+
+
+def families(points: Sequence[Point], description: str) -> Spec:
+    """Draw accuracy against a cost that the reader chooses, in series: each has its colour, and its points are joined.
+
+    Args:
+        points: what is drawn, of each a line, a series and a model; those of one line are joined in their order. Costs
+            are by column of `RELATIVE`.
+        description: what is to be seen, for those who do not see it.
+    """
+    import altair as alt
+
+    views = {column: _view(points, {}, column) for column in known_costs(points, RELATIVE)}
+    shown = [point for point in points if point.accuracy is not None]
+    marks: list[Spec] = [
+        {"of": column, "order": order, "line": point.line, "series": point.series, "model": point.model}
+        | {"x": point.costs[column], "y": point.accuracy, "front": point.role == "result"}
+        | {"network": point.name, "accuracy": format_fraction(point.accuracy)}
+        | {name: form(point.costs.get(c)) for c, (name, form) in RELATIVE.items()}
+        for column in views
+        for order, point in enumerate(shown)
+        if point.costs.get(column) is not None
+    ]
+    series, models = (list(dict.fromkeys(mark[key] for mark in marks)) for key in ("series", "model"))
+    hues = alt.Scale(domain=series, range=[HUES[i % len(HUES)] for i in range(len(series))])
+    kinds = alt.Scale(domain=models, range=[SHAPES[i % len(SHAPES)] for i in range(len(models))])
+    key: dict[str, Any] = {
+        "orient": "top",
+        "title": None,
+        "labelLimit": 0,
+        "symbolOpacity": 1,
+        "labelColor": "var(--ink)",
+        "labelFontSize": 12,
+    }
+    colour = alt.Color("series:N", scale=hues, sort=None, legend=alt.Legend(columns=5, symbolType="circle", **key))
+    shape = alt.Shape("model:N", scale=kinds, sort=None, legend=alt.Legend(**key) if len(models) > 1 else None)
+    base = (
+        alt.Chart(alt.InlineData(values=marks))
+        .transform_filter(CHOSEN)
+        .encode(
+            x=alt.X(
+                "x:Q",
+                title=None,
+                scale=alt.Scale(domain=_chosen({c: [0, v.right] for c, v in views.items()}), nice=False),
+                axis=alt.Axis(labelExpr=_amount(views), tickCount=6),
+            ),
+            y=alt.Y(
+                "y:Q",
+                title="accuracy",
+                scale=alt.Scale(domain=_chosen({c: [v.bottom, v.top] for c, v in views.items()}), nice=False),
+                axis=alt.Axis(labelExpr="format(datum.value, '.1~%')", tickCount=6),
+            ),
+        )
+    )
+    lines = base.mark_line(strokeWidth=1.5, opacity=0.7).encode(color=colour, detail="line:N", order="order:Q")
+    drawn = base.mark_point(size=MARK_AREA, filled=True, opacity=0.9).encode(
+        color=colour,
+        shape=shape,
+        tooltip=_tooltip("network", "series", "accuracy", *(name for name, _ in RELATIVE.values())),
+    )
+    front = base.transform_filter("datum.front").mark_point(size=3.2 * MARK_AREA, strokeWidth=1.5, color="var(--ink)")
+    first = alt.param(name="quantity", value=next(iter(views)))
+    return _finished(alt.layer(lines, drawn, front).add_params(first), 420, description)
 
 
 # -- where the cost sits --------------------------------------------------------------------------------------------
@@ -459,7 +544,9 @@ def _amount(columns: Iterable[str] = ()) -> str:
     """Return the expression of an axis label, such as 500 µs: of the chosen one of these columns, or seconds."""
     units = {c: "s" if c.endswith("_s") else "B" if c.endswith("_bytes") else "" for c in columns}
     unit = f"({json.dumps(units)})[quantity]" if units else "'s'"
-    return f"replace(format(datum.value, '~s'), /([^0-9.]?)$/, ' $1') + {unit}"
+    amount = f"replace(format(datum.value, '~s'), /([^0-9.]?)$/, ' $1') + {unit}"
+    shares = [c for c in units if c.endswith("_ratio")]
+    return f"indexof({json.dumps(shares)}, quantity) >= 0 ? format(datum.value, '.0%') : {amount}" if shares else amount
 
 
 def _tooltip(*fields: str) -> list[alt.Tooltip]:

@@ -18,7 +18,7 @@ from edgewise.context import Context, read_result
 from edgewise.errors import DataError, RunFolderError
 from edgewise.export import network
 from edgewise.export.network import Builder
-from edgewise.export.verify import Check, compare_float, compare_formats, compare_quantized
+from edgewise.export.verify import Check, compare_float, compare_formats, compare_masked, compare_quantized
 from edgewise.files import canonical_json, read_json, sha256
 from edgewise.graph import shrink, trace
 from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, RECIPE, RESULTS, STEPS, shipped, step_folder
@@ -26,6 +26,7 @@ from edgewise.prune.config import Prune
 from edgewise.prune_step import removal_checks, zero_checks
 from edgewise.recipe import Recipe, read
 from edgewise.results import files, sealed
+from edgewise.sparse import Sparsify
 
 MOVED = 0.005  # of the test images: another processor rounds differently, which may move one across a boundary
 
@@ -65,10 +66,16 @@ def _same_images(recipe: Recipe, images: data.Dataset, manifest: dict[str, Any])
 
 
 def _pruned(context: Context, held: Tensor) -> Iterator[Check]:
-    """Hold each pruned network against the one before it: the weights it kept, and the proof of what it lost."""
+    """Hold each pruned network against the one before it: the weights it kept, and the proof of what it lost.
+
+    Of a sparse one, that its weights are those of the one before it, or 0.
+    """
     steps = context.recipe.step
     after = [step_folder(context.folder, index, step.kind) for index, step in enumerate(steps)]
     for step, (before, here) in zip(steps, pairwise([context.folder / STEPS / FIRST, *after]), strict=True):
+        if isinstance(step, Sparsify):
+            found = compare_masked(network.load(here), network.load(before))
+            yield replace(found, name=f"{here.name}: {found.name}")
         if not isinstance(step, Prune):
             continue
         whole, small = network.load(before), network.load(here)

@@ -295,6 +295,9 @@ def reproduce(
     system: Annotated[str, typer.Argument(help="One of `edgewise list systems`.")],
     small: Annotated[bool, typer.Option("--small", help="The setting for two processor cores.")] = False,
     data: Annotated[str | None, typer.Option(help="Replaces the recipes' data.")] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="MODEL=FILE: weights that its dense trainings start from; may be repeated.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where its runs lie; runs/reproduce/NAME by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is there.")] = False,
     minutes: Annotated[float | None, typer.Option(min=0, help="Stop at the next epoch after so many.")] = None,
@@ -302,7 +305,8 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Run a published system and show its figures beside ours."""
-    from edgewise.reproduce import COLUMNS, cells, notes, record_into
+    from edgewise.record_table import cells, columns, notes
+    from edgewise.reproduce import record_into
     from edgewise.reproduce import reproduce as run_all
 
     with bars(quiet=as_json) as (progress, console):
@@ -311,13 +315,25 @@ def reproduce(
             with keep_going():
                 console.print(f"{label}: {step_line(row)}")
 
-        found = run_all(system, out, small=small, data=data, resume=resume, minutes=minutes, progress=progress, log=log)
+        found = run_all(
+            system,
+            out,
+            small=small,
+            data=data,
+            weights=dict(map(parse_weights, weights or [])),
+            resume=resume,
+            minutes=minutes,
+            progress=progress,
+            log=log,
+        )
     if record and not found.left:
         record_into(Path(), found)
     if as_json:
         print_json(found.record)
     else:
-        print_rows(found.record["citation"], COLUMNS, cells(found.record), notes(found.record))
+        print_rows(found.record["citation"], columns(found.record), cells(found.record), notes(found.record))
+        if found.page:
+            print(f"\nchart  {found.page}")
         if found.left:
             print(f"out of time: {found.left}{how_to_resume()}")
     raise typer.Exit(3 if found.record["refused"] else 0)
@@ -354,6 +370,16 @@ def artifact_of(path: Path) -> Path:
     if not (path / ARTIFACT).is_file():
         raise UserError(f"{path}: a folder without {ARTIFACT}; give an artifact, or the folder of a run that exported")
     return shipped(path)
+
+
+def parse_weights(text: str) -> tuple[str, str]:
+    """Read whose weights a file holds, as in convnext_tiny=tiny.safetensors."""
+    from edgewise.errors import UserError
+
+    model, _, path = text.partition("=")
+    if not model or not path:
+        raise UserError(f'--weights "{text}": say of which network, as in convnext_tiny=tiny.safetensors')
+    return model, path
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

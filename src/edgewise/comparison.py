@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 COSTS = ("file_bytes", "latency_s")  # of the front; beside them stands accuracy
-COLUMNS = ("accuracy", "file_bytes", "latency_s", "macs", "params", "weight_bytes", "peak_activation_bytes")
+COLUMNS = ("accuracy", "file_bytes", "latency_s", "macs", "params", "nonzero", "weight_bytes", "peak_activation_bytes")
 CELLS = {  # of the page's table: (its name, how it reads, what a change is called)
     "file_bytes": ("file", format_bytes, SIZE),
     "latency_s": ("latency", format_seconds, SPEED),
@@ -38,6 +38,7 @@ CELLS = {  # of the page's table: (its name, how it reads, what a change is call
     "params": ("params", format_count, LESS),
     "peak_activation_bytes": ("peak act.", format_bytes, LESS),
 }
+NONZERO = {"nonzero": ("nonzero", format_count, LESS)}  # where some run has zeros
 
 
 def pareto(points: Sequence[Mapping[str, float | None]]) -> list[bool]:
@@ -110,41 +111,56 @@ def _by_data(rows: Iterable[dict[str, Any]]) -> list[tuple[str, list[dict[str, A
     return [(data, list(group)) for data, group in groupby(ordered, key=lambda row: str(row["data"]))]
 
 
-def write_comparison(runs: Sequence[Path], path: Path) -> Path:
+def write_comparison(
+    runs: Sequence[Path], path: Path, *, series: Mapping[Path, str] | None = None, title: str = ""
+) -> Path:
     """Write the comparison of some runs as one HTML page that needs no other file, and return its path.
+
+    Args:
+        runs: folders of finished runs.
+        path: the page.
+        series: what each run is one of; runs of one series share a colour and a line in the chart.
+        title: of the page; by default it says how many runs there are.
 
     Raises:
         RunFolderError: a folder holds no finished run.
     """
-    return write_bytes(path, render_comparison(compare(runs)).encode())
+    return write_bytes(path, render_comparison(compare(runs), series, title).encode())
 
 
-def render_comparison(rows: Sequence[dict[str, Any]]) -> str:
+def render_comparison(rows: Sequence[dict[str, Any]], series: Mapping[Path, str] | None = None, title: str = "") -> str:
     """Return the comparison page of the rows that `compare` gives; the same rows give the same bytes."""
     from edgewise import charts
 
     specs, groups = {}, []
+    shown = {**CELLS, **NONZERO} if any(row["nonzero"] != row["params"] for row in rows) else CELLS
     for number, (data, group) in enumerate(_by_data(rows)):
-        points = _points(group)
-        costs = charts.known_costs(points)
+        group = _relative(group) if series else group
+        points = _families(group, series) if series else _points(group)
+        # Runs in series lie beside each other, so that their names tell them apart.
+        named = [{**row, "run": name} for row, name in zip(group, _names(group), strict=True)] if series else group
+        costs = charts.known_costs(points, charts.RELATIVE if series else charts.COST)
         chart = f"plane{number}" if costs else None
-        if chart:
+        if chart and series:
+            specs[chart] = charts.families(points, f"Accuracy on {data} against cost, one point a run.")
+        elif chart:
             specs[chart] = charts.plane(points, {}, f"Accuracy on {data} against cost, one bubble a run.")
         groups.append(
             {
                 "data": data,
                 "chart": chart,
                 "costs": costs,
-                "dense": _dense_rows(group),
-                "rows": [_cells(row) for row in group],
+                "dense": _dense_rows(named, shown),
+                "rows": [_cells(row, shown) for row in named],
             }
         )
     return page(
         "comparison.html.j2",
         specs,
-        title=f"{len(rows)} runs side by side",
+        title=title or f"{len(rows)} runs side by side",
         groups=groups,
-        columns=[name for name, *_ in CELLS.values()],
+        series=bool(series),
+        columns=[name for name, *_ in shown.values()],
         conditions=sorted({row["measured"] for row in rows if row["measured"]}),
     )
 
@@ -168,13 +184,50 @@ def _points(rows: Sequence[Row]) -> list[Point]:
     return points
 
 
-def _dense_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _relative(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return runs with their latency as a share of their own dense network's, and with the front by that.
+
+    A run's two latencies come from one process. Another run's, at another time, may be half as much again for the very
+    same network, where a machine has other work.
+    """
+    shares = [ratio(row["latency_s"], row["dense"]["latency_s"]) for row in rows]
+    runs = [{**row, "latency_s": share} for row, share in zip(rows, shares, strict=True)]
+    dense = [
+        {**row["dense"], "latency_s": None if share is None else 1.0} for row, share in zip(rows, shares, strict=True)
+    ]
+    front = pareto([*runs, *dense])
+    return [
+        {**row, "latency_ratio": share, "pareto": on_front}
+        for row, share, on_front in zip(rows, shares, front, strict=False)
+    ]
+
+
+def _families(rows: Sequence[Row], series: Mapping[Path, str]) -> list[Point]:
+    """Return the runs as points of their series."""
+    from edgewise.charts import RELATIVE, Point
+
+    return [
+        Point(
+            name,
+            name,
+            f"{row['model']} {series[Path(row['run'])]}",
+            "result" if row["pareto"] else "beaten",
+            row["accuracy"],
+            {column: row[column] for column in RELATIVE},
+            series[Path(row["run"])],
+            display_name(row["model"]),
+        )
+        for name, row in zip(_names(rows), rows, strict=True)
+    ]
+
+
+def _dense_rows(rows: Sequence[Row], shown: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the dense networks for the page's table, each once: runs often share theirs but for its latency."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         dense = row["dense"]
         key = (row["model"], *(dense[column] for column in COLUMNS if column != "latency_s"))
-        cells = [(form(dense[column]), ("", "")) for column, (_, form, _) in CELLS.items()]
+        cells = [(form(dense[column]), ("", "")) for column, (_, form, _) in shown.items()]
         about = f"{display_name(row['model'])}, of {row['run']}"
         found.setdefault(
             key, {"run": "dense", "about": about, "accuracy": format_fraction(dense["accuracy"]), "cells": cells}
@@ -182,11 +235,11 @@ def _dense_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _cells(row: Row) -> dict[str, Any]:
+def _cells(row: Row, shown: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's row of the page's table: each figure, and what it is of the dense network's."""
     cells: list[tuple[str, Told]] = [
         (form(row[column]), change(ratio(row[column], row["dense"][column]), words))
-        for column, (_, form, words) in CELLS.items()
+        for column, (_, form, words) in shown.items()
     ]
     budget: dict[bool | None, Told] = {True: ("met", "good"), False: ("missed", "bad"), None: (DASH, "")}
     return {

@@ -26,6 +26,8 @@ from edgewise.prune.config import Prune
 from edgewise.prune.dhspg import Dhspg
 from edgewise.prune.hesso import Hesso
 from edgewise.quantize.config import Quantize
+from edgewise.sparse.config import Sparsify
+from edgewise.sparse.keep_zeros import KeepZeros
 from edgewise.train.config import TrainConfig
 
 
@@ -38,13 +40,18 @@ class Train(TrainConfig):
         undo_if_worse: leave the network as it was where the training cost accuracy on the held-out images.
     """
 
-    method: tuple[Annotated[Distill | Hesso | Dhspg, Field(discriminator="kind")], ...] = ()
+    method: tuple[Annotated[Distill | Hesso | Dhspg | KeepZeros, Field(discriminator="kind")], ...] = ()
     undo_if_worse: bool = False
 
     @property
     def distils(self) -> bool:
         """Whether it needs this run's dense network as a teacher."""
         return any(isinstance(method, Distill) for method in self.method)
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether single weights that are zero stay so."""
+        return any(isinstance(method, KeepZeros) for method in self.method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +89,16 @@ class Measure:
             raise ValueError(f"seconds = {self.seconds}: more than 0, at most 600")
 
 
-Step = Train | Prune | Quantize | Export | Measure
+Step = Train | Prune | Sparsify | Quantize | Export | Measure
 STEPS: dict[str, type[Any]] = {
     "train": Train,
     "prune": Prune,
+    "sparsify": Sparsify,
     "quantize": Quantize,
     "export": Export,
     "measure": Measure,
 }
-METHODS: dict[str, type[Any]] = {"distill": Distill, "hesso": Hesso, "dhspg": Dhspg}
+METHODS: dict[str, type[Any]] = {"distill": Distill, "hesso": Hesso, "dhspg": Dhspg, "keep_zeros": KeepZeros}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +185,8 @@ def read(path: Path, changes: Iterable[str] = ()) -> Recipe:
 
     Args:
         path: the file; paths inside it are relative to the working folder.
-        changes: settings that replace the file's, such as ``step.0.epochs=3``; ``step.1.keep_macs=`` takes one out.
+        changes: settings that replace the file's, such as ``step.0.epochs=3``, one after the other;
+            ``step.1.keep_macs=`` takes one out, and ``step.1=`` a whole step, whose number the next one then has.
 
     Raises:
         RecipeError: the file is missing or no TOML, a key is unknown, a value has the wrong type, unit or range, or
@@ -277,8 +286,10 @@ def _set(table: dict[str, Any], change: str) -> None:
         if not isinstance(place, dict | list):
             raise RecipeError(f'--set "{change}": {".".join(keys[: position + 1])} is a value, not a table')
     if isinstance(place, list):
-        raise RecipeError(f'--set "{change}": name a key of {".".join(keys[:-1])}.{keys[-1]}')
-    if value == "":
+        if value != "" or keys[-1] not in map(str, range(len(place))):
+            raise RecipeError(f'--set "{change}": name a key of {".".join(keys[:-1])}.{keys[-1]}')
+        del place[int(keys[-1])]
+    elif value == "":
         place.pop(keys[-1], None)
     else:
         place[keys[-1]] = value
@@ -373,11 +384,19 @@ def _check_runtime(recipe: Recipe, source: str) -> None:
 def _check_order(recipe: Recipe, source: str) -> None:
     """Refuse steps that cannot follow one another."""
     quantized = artifact = False
+    sparse: int | None = None  # the last step that made single weights zero
     for position, step in enumerate(recipe.step):
         where = f"{source}: step.{position} ({step.kind})"
+        if sparse is not None and isinstance(step, Train) and not step.keeps_zeros:
+            raise RecipeError(
+                f'{where} would fill the zeros of step.{sparse} (sparsify): add [[step.method]] kind = "keep_zeros"'
+            )
+        if sparse is not None and isinstance(step, Quantize) and step.scheme == "qat":
+            raise RecipeError(f'{where}: "qat" would fill the zeros of step.{sparse} (sparsify): take another scheme')
+        sparse = position if isinstance(step, Sparsify) else sparse
         if isinstance(step, Prune) and step.budget and not (recipe.budget and recipe.budget.by_column()):
             raise RecipeError(f"{where} keeps within the budget, but [budget] limits nothing but the drop, if anything")
-        if quantized and isinstance(step, Train | Prune | Quantize):
+        if quantized and isinstance(step, Train | Prune | Sparsify | Quantize):
             raise RecipeError(f"{where} comes after quantize: train and prune before the network is quantised")
         if isinstance(step, Measure) and not artifact:
             raise RecipeError(f"{where} has nothing to measure: put a quantize or export step before it")
@@ -386,4 +405,4 @@ def _check_order(recipe: Recipe, source: str) -> None:
         if isinstance(step, Train) and step.distils and position < recipe.dense_at:
             raise RecipeError(f"{where} distils from this run's dense network: put it after the prune step")
         quantized |= isinstance(step, Quantize)
-        artifact = isinstance(step, Quantize | Export) or (artifact and not isinstance(step, Train | Prune))
+        artifact = isinstance(step, Quantize | Export) or (artifact and not isinstance(step, Train | Prune | Sparsify))

@@ -1,20 +1,28 @@
 """A published system beside ours: its arms are run, each into a run folder, and their figures gathered.
 
-    OUT/ NAME.json  <arm>/ ...  <arm>/ ...
+    OUT/ NAME.json  comparison.html  <arm>/ ...  <arm>/ ...
 
 An arm that is finished is not run again and an interrupted one goes on, so that a long system is run in pieces.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
+import torch
+
+from edgewise.comparison import write_comparison
+from edgewise.context import read_result
+from edgewise.cost.visible import Visible, visible
+from edgewise.data import Dataset
 from edgewise.errors import (
     BudgetError,
     CheckFailed,
@@ -26,21 +34,26 @@ from edgewise.errors import (
     UserError,
     nearest,
 )
+from edgewise.export import network
 from edgewise.export.network import TENSORS
-from edgewise.files import is_partial, read_json, write_json
-from edgewise.layout import MANIFEST, RECIPE, RESULTS
+from edgewise.files import is_partial, read_json, whole_folder, write_bytes, write_json
+from edgewise.folder import event
+from edgewise.layout import DENSE, FIRST, MANIFEST, RECIPE, RESULTS, STEPS, step_folder
 from edgewise.page import ratio
 from edgewise.progress import Progress
-from edgewise.recipe import Recipe, Train, read, shipped
-from edgewise.run import compress
+from edgewise.quantize.schemes import SCHEMES
+from edgewise.recipe import Recipe, Train, absolute, read, shipped, to_toml
+from edgewise.run import compress, load_images
 from edgewise.systems import SYSTEMS, Arm, System
-from edgewise.units import format_bytes
 
 SHOWN_VERSIONS = ("torch", "onnxruntime")
 # What went, as a share of the dense network's at batch 1, and the column it is counted from.
-CUTS = {"params_cut": "params", "macs_cut": "macs", "memory_cut": "activation_bytes"}
-METHODS_OWN = ("method.", "knee.", "complexity.", "keep_")  # settings worth a reader's eye where an arm changes them
-COLUMNS = ("", "setting", "accuracy", "params cut", "MACs cut", "memory cut", "latency", "file", "training")
+CUTS = {
+    "params_cut": "params",
+    "macs_cut": "macs",
+    "memory_cut": "activation_bytes",
+}
+COMPARISON = "comparison.html"
 
 
 class OutOfTime(Exception):  # noqa: N818 - no error: the next piece goes on
@@ -54,10 +67,12 @@ class Reproduced:
     Args:
         record: as in ``NAME.json``; the rows of the arms that are finished.
         left: how far the first unfinished arm is, and how many there are; empty when there is nothing to go on with.
+        page: the chart and the figures of the finished arms; None where none is finished.
     """
 
     record: dict[str, Any]
     left: str = ""
+    page: Path | None = None
 
 
 def reproduce(
@@ -66,6 +81,7 @@ def reproduce(
     *,
     small: bool = False,
     data: str | None = None,
+    weights: Mapping[str, str] | None = None,
     resume: bool = False,
     minutes: float | None = None,
     progress: Progress | None = None,
@@ -78,13 +94,14 @@ def reproduce(
         out: where the arms' run folders lie; by default ``runs/reproduce/NAME``, or ``NAME-small``.
         small: the setting that two processor cores finish in some minutes, in place of the full one.
         data: replaces the recipes' data.
+        weights: files by the names of models, which dense trainings start from in place of fresh weights.
         resume: go on with what is in `out`.
         minutes: stop at the first end of an epoch or an arm after so long.
         progress: is told (what, done, total) while something lasts.
         log: is given each arm's label and row of results.json as it is known.
 
     Raises:
-        UnknownName: no such system.
+        UnknownName: no such system, or weights for a network that it has not.
         RunFolderError: `out` holds something, and `resume` was not asked for.
         UserError: an arm's recipe, network or data cannot be used.
     """
@@ -95,7 +112,13 @@ def reproduce(
     out = out or Path("runs") / "reproduce" / title
     if not resume and out.is_dir() and not all(is_partial(path) for path in out.iterdir()):
         raise RunFolderError(f"{out}: exists already; take --resume to go on with it, or another --out")
-    plans = {arm.label: plan(arm, out, data) for arm in arms}  # all of them, before hours are spent on the first
+    # All of them, before hours are spent on the first.
+    plans = {arm.label: plan(arm, out, data, weights, system.tuning) for arm in arms}
+    models = {recipe.model for recipe in plans.values()}
+    for model in weights or {}:
+        if model not in models:
+            raise UnknownName(f'--weights: {name} has no network "{model}"; {nearest(model, models)}')
+    loaded = Loaded(progress)
     watch = Watch(minutes, progress)
     record = out / f"{title}.json"
     earlier = read_json(record)["refused"] if resume and record.exists() else {}
@@ -115,8 +138,12 @@ def reproduce(
         folder = place(out, arm.label)
         try:
             watch.begin(arm.label, _finished(out, arm))
+            if arm.begins_as and not folder.exists():
+                take_over(place(out, arm.begins_as), folder, plans[arm.label])
             going_on = (folder / RECIPE).exists()
-            run = compress(plans[arm.label], folder, resume=going_on, progress=watch, log=partial(log, arm.label))
+            images = None if _finished(out, arm) else loaded(plans[arm.label])
+            show = partial(log, arm.label)
+            run = compress(plans[arm.label], folder, resume=going_on, images=images, progress=watch, log=show)
             watch.worked |= not run.before
         except OutOfTime as reason:
             left = f"{reason}; {sum(_finished(out, each) for each in arms)} of {len(arms)} runs are done"
@@ -124,7 +151,14 @@ def reproduce(
         except (BudgetError, ModelError, TrainingDiverged, MeasurementFailed, CheckFailed) as error:
             refused[arm.label] = str(error)  # that a budget cannot be met, or a training fails, is a result too
         kept()
-    return Reproduced(kept(), left)
+    done = {
+        place(out, arm.label): arm.series or arm.label.removeprefix(f"{plans[arm.label].model} ")
+        for arm in arms
+        if _finished(out, arm)
+    }
+    about = f"{name}, {'small' if small else 'full'}: {len(done)} of {len(arms)} runs"
+    page = write_comparison(list(done), out / COMPARISON, series=done, title=about) if done else None
+    return Reproduced(kept(), left, page)
 
 
 class Watch:
@@ -172,18 +206,73 @@ class Watch:
             raise OutOfTime(reason)
 
 
-def plan(arm: Arm, out: Path, data: str | None = None) -> Recipe:
+@final
+class Loaded:
+    """Loads the images of one recipe after the other, and keeps them as long as the next one wants the same."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.progress = progress
+        self._wanted: tuple[object, ...] = ()
+        self._images: Dataset
+
+    def __call__(self, recipe: Recipe) -> Dataset:
+        """Return a recipe's images."""
+        wanted = (recipe.data, recipe.held, recipe.size, recipe.images, recipe.seed)
+        if wanted != self._wanted:
+            self._images, self._wanted = load_images(recipe, self.progress), wanted
+        return self._images
+
+
+def take_over(other: Path, folder: Path, recipe: Recipe) -> None:
+    """Begin an arm's run folder with the first steps of a finished run, as far as its recipe has the same ones.
+
+    What a step leaves depends on what came before it alone, so the run goes on as if it had done them itself.
+    """
+    if not (other / MANIFEST).exists():
+        return
+    theirs = read(other / RECIPE)
+    if replace(theirs, step=recipe.step) != absolute(recipe):
+        return
+    pairs = zip(theirs.step, recipe.step, strict=False)
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    if same < recipe.dense_at:
+        return
+    with whole_folder(folder) as partial_run:
+        write_bytes(partial_run / RECIPE, to_toml(absolute(recipe)).encode())
+        event(partial_run, "take over", steps=same, of=other.name)
+        shutil.copytree(other / DENSE, partial_run / DENSE)
+        shutil.copytree(other / STEPS / FIRST, partial_run / STEPS / FIRST)
+        for index, step in enumerate(recipe.step[:same]):
+            shutil.copytree(step_folder(other, index, step.kind), step_folder(partial_run, index, step.kind))
+
+
+def plan(
+    arm: Arm,
+    out: Path,
+    data: str | None = None,
+    weights: Mapping[str, str] | None = None,
+    tuning: tuple[str, ...] = (),
+) -> Recipe:
     """Return what an arm does.
+
+    Args:
+        arm: of a system.
+        out: where the arms' run folders lie.
+        data: replaces the recipe's.
+        weights: files by the names of models; the arm's dense training starts from its model's, if there is one.
+        tuning: changes of the recipe then.
 
     Raises:
         RecipeError: its recipe is not there, or does not take its changes.
     """
-    changes = [*arm.changes, *([f"data={data}"] if data else [])]
-    recipe = read(shipped() / f"{arm.recipe}.toml", changes)
+    path, replaced = shipped() / f"{arm.recipe}.toml", [f"data={data}"] if data else []
+    recipe = read(path, [*arm.changes, *replaced])
+    if weights and (start := weights.get(recipe.model)):
+        recipe = replace(read(path, [*arm.changes, *tuning, *replaced]), weights=start)
     if not arm.from_dense:
         return recipe
-    weights = str((place(out, arm.dense) / TENSORS).absolute())
-    return replace(recipe, weights=weights, step=recipe.step[recipe.dense_at :])
+    trained = str((place(out, arm.dense) / TENSORS).absolute())
+    return replace(recipe, weights=trained, step=recipe.step[recipe.dense_at :])
 
 
 def place(out: Path, label: str) -> Path:
@@ -231,6 +320,11 @@ def _row(arm: Arm, folder: Path) -> dict[str, Any]:
     """Read an arm's figures from its run folder."""
     results, manifest = read_json(folder / RESULTS), read_json(folder / MANIFEST)
     dense, *steps = results["rows"]
+    recipe = read(folder / RECIPE)
+    made = read_result(step_folder(folder, len(recipe.step) - 1, recipe.step[-1].kind)).get("artifact", {})
+    packed = made.get("precision") == SCHEMES["int8_dynamic"].precision  # whoever chose it
+    shape = tuple(results["input_shape"])
+    before, seen = visible_in(folder / DENSE, shape), visible_in(folder, shape, packed)
     seconds: dict[str, float] = {}
     for step in steps:
         seconds[step["kind"]] = seconds.get(step["kind"], 0.0) + step["seconds"]
@@ -241,83 +335,40 @@ def _row(arm: Arm, folder: Path) -> dict[str, Any]:
         "model": results["model"],
         "data": manifest["data"]["name"],
         "data_note": results["data_note"],
-        "epochs": [step.epochs for step in read(folder / RECIPE).step if isinstance(step, Train)],
+        "epochs": [step.epochs for step in recipe.step if isinstance(step, Train)],
+        "pretrained": "" if arm.from_dense or recipe.weights is None else Path(recipe.weights).name,
         "seed": results["seed"],
         "cpu": manifest["machine"]["cpu"],
         "trained_on": manifest["training"]["device"],
         "versions": {"edgewise": manifest["edgewise"], **{p: manifest["versions"].get(p) for p in SHOWN_VERSIONS}},
         "accuracy": steps[-1]["accuracy"],
         "dense_accuracy": dense["accuracy"],
-        **{column: steps[-1][column] for column in CUTS.values()},
+        **{column: steps[-1][column] for column in ("nonzero", *CUTS.values())},
+        "nonzero_cut": 1 - steps[-1]["nonzero"] / dense["params"],  # gone or zero, whichever
         **{cut: 1 - steps[-1][column] / dense[column] for cut, column in CUTS.items()},
+        "packed": packed,
+        "visible_params": seen.params,
+        "visible_macs": seen.macs,
+        "visible_params_cut": 1 - seen.params / before.params,
+        "visible_macs_cut": 1 - seen.macs / before.macs,
         "file_bytes": steps[-1]["file_bytes"],
+        "file_cut": 1 - steps[-1]["file_bytes"] / dense["file_bytes"],
         "latency_s": steps[-1]["latency_s"],
         "latency_ratio": ratio(steps[-1]["latency_s"], dense["latency_s"]),
         "seconds": seconds,
     }
 
 
+@cache
+def visible_in(folder: Path, shape: tuple[int, ...], packed: bool = False) -> Visible:
+    """Count the network of a finished run's folder as a module counter does, its linear layers packed or not."""
+    return visible(network.load(folder), torch.zeros(1, *shape), packed=packed)
+
+
 def _train_s(arm: Arm, rows: dict[str, dict[str, Any]]) -> float:
     """Return the seconds of an arm's whole training, that of the dense network it starts from included."""
     own: float = rows[arm.label]["seconds"].get("train", 0.0)
     return own + (rows[arm.dense]["seconds"]["train"] if arm.from_dense and arm.dense in rows else 0.0)
-
-
-def cells(record: dict[str, Any]) -> list[list[str]]:
-    """Write a record's rows for a table of `COLUMNS`: what was published first, marked with its source."""
-    published = [
-        [
-            "published",
-            f"{row['setting']} ({row['source']})",
-            row["accuracy_note"] or _percent(row["accuracy"], 2),
-            *(_percent(row[cut], 1) for cut in CUTS),
-            *("-",) * 3,
-        ]
-        for row in record["published"]
-    ]
-    ours = [
-        [
-            "ours",
-            f"{row['label']}, {row['data']}, {'+'.join(map(str, row['epochs']))} epochs, seed {row['seed']}"
-            + "".join(f", {change}" for change in _changed(row["changes"])),
-            f"{_percent(row['accuracy'], 2)} of {_percent(row['dense_accuracy'], 2)}",
-            *(_percent(row[cut], 1) for cut in CUTS),
-            "-" if row["latency_ratio"] is None else f"{row['latency_ratio']:.2f} of dense",
-            format_bytes(row["file_bytes"]),
-            f"{row['train_s']:.0f} s" + _saved(row, record["rows"]),
-        ]
-        for row in record["rows"]
-    ]
-    refused = [["ours", f"{label}: {why}", *("-",) * 7] for label, why in record["refused"].items()]
-    return [*published, *ours, *refused]
-
-
-def _changed(changes: list[str]) -> list[str]:
-    """Return the settings of its method that an arm changes, without the number of their step.
-
-    >>> _changed(["images=9", "step.0.keep_macs=", "step.0.complexity.mode=params", "step.1.epochs=3"])
-    ['complexity.mode=params']
-    """
-    own = [change.split(".", 2)[2] for change in changes if change.startswith("step.")]
-    return [change for change in own if change.startswith(METHODS_OWN) and not change.endswith("=")]
-
-
-def notes(record: dict[str, Any]) -> list[str]:
-    """Say what must be known of the data that a record's rows come from, each thing once."""
-    return list(dict.fromkeys(row["data_note"] for row in record["rows"] if row["data_note"]))
-
-
-def _saved(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Say how much less time a training took than the one it is compared with, and what that one did."""
-    if row["train_s_cut"] is None:
-        return ""
-    other = next(each for each in rows if each["label"] == row["against"])
-    did = f"{'+'.join(map(str, other['epochs']))} epochs, {_percent(other['macs_cut'])} of the MACs cut"
-    return f" ({-row['train_s_cut']:+.0%} of {row['against']}: {did})"
-
-
-def _percent(share: float | None, digits: int = 0) -> str:
-    return "-" if share is None else f"{share:.{digits}%}"
 
 
 def record_into(repository: Path, reproduced: Reproduced) -> Path:

@@ -131,9 +131,7 @@ def prepare(
         What the run's steps share, its folder left open; and the network it starts from.
     """
     if images is None:
-        images = data.load(recipe.data, held=recipe.held, size=recipe.size, progress=progress)
-        if recipe.images is not None:
-            images = data.fewer(images, recipe.images, recipe.seed)
+        images = load_images(recipe, progress)
     channels, side, _ = images.input_shape
     builder = Builder(recipe.model, len(images.classes), channels, side, recipe.width)
     with torch.random.fork_rng(devices=[]):
@@ -149,6 +147,12 @@ def prepare(
     context = Context(recipe, Path(), images, builder, _device(recipe.device), progress, notes)
     check_steps(recipe, model, context.example)
     return context, model
+
+
+def load_images(recipe: Recipe, progress: Progress | None = None) -> Dataset:
+    """Load a recipe's data, of the training images only as many as it uses."""
+    images = data.load(recipe.data, held=recipe.held, size=recipe.size, progress=progress)
+    return images if recipe.images is None else data.fewer(images, recipe.images, recipe.seed)
 
 
 def check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> None:

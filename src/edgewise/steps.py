@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from edgewise.context import Context, Place, Result, dicts, read_result, row
@@ -24,7 +25,7 @@ from edgewise.distill.logits import LogitDistillation
 from edgewise.export import network
 from edgewise.export.formats import FORMATS
 from edgewise.export.onnx import export
-from edgewise.export.verify import compare_float, compare_formats, compare_quantized, require
+from edgewise.export.verify import compare_float, compare_formats, compare_masked, compare_quantized, require
 from edgewise.files import read_json, write_json
 from edgewise.layout import ARTIFACT, CHECKPOINT, DENSE, EPOCHS, RESULT, SHIPPED, shipped
 from edgewise.prune.dhspg import Dhspg, DhspgPruning
@@ -32,6 +33,7 @@ from edgewise.prune.hesso import Hesso, HessoPruning
 from edgewise.prune_step import prune_step
 from edgewise.quantize_step import quantize_step
 from edgewise.recipe import Export, Measure, Train
+from edgewise.sparse import KeepZeros, Sparsify, ZerosKept, keep_masks, masked, prunable, score
 from edgewise.train import TrainingMethod, evaluate, fit
 from edgewise.train.randomness import mixed_seed
 
@@ -113,8 +115,27 @@ def _method(context: Context, place: Place, config: Any) -> TrainingMethod:
         return HessoPruning(context.example, config)
     if isinstance(config, Dhspg):
         return DhspgPruning(context.example, config)
+    if isinstance(config, KeepZeros):
+        return ZerosKept(config)
     assert place.dense is not None  # the recipe's order was checked
     return LogitDistillation(network.load(place.dense).to(context.device), config)
+
+
+def _sparsify(context: Context, place: Place, config: Sparsify) -> Result:
+    """Set single weights to zero."""
+    model = network.load(place.before)
+    weights = prunable(model)
+    generator = torch.Generator().manual_seed(mixed_seed(context.recipe.seed, place.index))
+    keep = keep_masks(score(weights, config.criterion, generator), config.sparsity, config.scope)
+    sparse = masked(model, keep)
+    checks = [compare_masked(sparse, model)]
+    require(checks)
+    network.save(sparse, context.builder, place.after)
+    gone, count = sum(int((~mask).sum()) for mask in keep.values()), sum(mask.numel() for mask in keep.values())
+    notes = [
+        f"{gone:,} of {count:,} weights of convolutions and linear layers are 0, stored and computed with as before"
+    ]
+    return {"row": row(context, sparse), "checks": dicts(checks), "notes": notes}
 
 
 def _export(context: Context, place: Place, config: Export) -> Result:
@@ -194,6 +215,7 @@ AS_FAST = 0.02  # of a latency: what is no slower than that is as fast, the same
 RUN_STEP: dict[str, Callable[[Context, Place, Any], Result]] = {
     "train": _train,
     "prune": prune_step,
+    "sparsify": _sparsify,
     "quantize": quantize_step,
     "export": _export,
     "measure": _measure,

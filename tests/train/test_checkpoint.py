@@ -21,7 +21,7 @@ from edgewise.errors import RunFolderError
 from edgewise.train import TrainConfig, TrainingMethod, fit
 from train import training_to_kill
 from train.tiny import TASK, same, tiny_net, tiny_split
-from train.training_to_kill import CASES, methods
+from train.training_to_kill import CASES, methods, network
 
 SPLIT = tiny_split(100)
 CONFIG = TrainConfig(epochs=3, batch=32, lr=0.05)  # 3 steps an epoch
@@ -59,14 +59,14 @@ def test_killed_in_its_second_epoch_it_ends_with_the_same_bytes(case: str, tmp_p
     assert killed.returncode == -signal.SIGKILL
     steps: list[tuple[str, int]] = []
     resumed = fit(
-        *(tiny_net(), TASK, SPLIT, CASES[case]),
+        *(network(case), TASK, SPLIT, CASES[case]),
         methods=methods(case),
         checkpoint=path,
         progress=lambda what, done, total: steps.append((what, done)),
     )
     assert [done for what, done in steps if what == "train"] == list(range(4, 13))  # from the second epoch's first step
     assert [done for what, done in steps if what == "epochs"] == [2, 3, 4]
-    assert same(resumed, fit(tiny_net(), TASK, SPLIT, CASES[case], methods=methods(case)))
+    assert same(resumed, fit(network(case), TASK, SPLIT, CASES[case], methods=methods(case)))
 
 
 @pytest.mark.parametrize("step", [4, 5, 6, 9])

@@ -9,6 +9,7 @@ import torch
 
 from edgewise.distill import Distill, LogitDistillation
 from edgewise.prune import Dhspg, DhspgPruning, Hesso, HessoPruning
+from edgewise.sparse import KeepZeros, ZerosKept, keep_masks, masked, prunable, score
 from edgewise.train import TrainConfig, TrainingMethod
 from train.tiny import tiny_net
 
@@ -19,7 +20,14 @@ CASES = {
     ),
     "hesso, average": TrainConfig(epochs=4, batch=32, lr=0.05, ema=0.9),
     "dhspg, distillation": TrainConfig(epochs=4, batch=32, lr=0.05),
+    "keep_zeros": TrainConfig(epochs=4, batch=32, lr=0.05),
 }
+
+
+def network(case: str) -> torch.nn.Module:
+    """Make what the case trains."""
+    model = tiny_net()
+    return masked(model, keep_masks(score(prunable(model), "l1"), 0.7, "global")) if "keep_zeros" in case else model
 
 
 def methods(case: str) -> list[TrainingMethod]:
@@ -32,6 +40,8 @@ def methods(case: str) -> list[TrainingMethod]:
         made.append(HessoPruning(example, Hesso(sparsity=0.5, start=0.1, duration=0.5, periods=2)))
     if "dhspg" in case:  # resumed when three of four channels are zero
         made.append(DhspgPruning(example, Dhspg(sparsity=0.5, start=0.1, penalty=1.6)))
+    if "keep_zeros" in case:
+        made.append(ZerosKept(KeepZeros()))
     return made
 
 
@@ -47,4 +57,4 @@ if __name__ == "__main__":
             os.kill(os.getpid(), signal.SIGKILL)
 
     torch.set_num_threads(1)
-    fit(tiny_net(), TASK, tiny_split(100), CASES[name], methods=methods(name), checkpoint=Path(path), progress=die)
+    fit(network(name), TASK, tiny_split(100), CASES[name], methods=methods(name), checkpoint=Path(path), progress=die)

@@ -251,6 +251,13 @@ def compare_networks(
     return _at_most(name, error, limit, "of the largest output", f"{len(inputs)} images, {precision}")
 
 
+def compare_masked(sparse: nn.Module, whole: nn.Module) -> Check:
+    """Count the tensors of a network that hold anything but zeros and what the other network has there."""
+    before = whole.state_dict()
+    wrong = [name for name, t in sparse.state_dict().items() if not bool(((t == before[name]) | (t == 0)).all())]
+    return _at_most("weights are the old ones or 0", len(wrong), 0, "tensors that are not", ", ".join(wrong[:3]))
+
+
 def require(checks: Iterable[Check]) -> None:
     """Go on only if every check passed.
 
