@@ -36,7 +36,7 @@ bench-graph: .venv/.ready
 
 bench-int8: .venv/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/python benchmarks/int8_grid.py --half
+	$(BIN)/python benchmarks/int8_grid.py --half --out docs/results/int8_grid.json
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

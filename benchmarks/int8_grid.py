@@ -3,14 +3,16 @@
 Of each network (fresh weights; latency does not depend on them) the float32 file, ours of every scheme and what "auto"
 keeps, ONNX Runtime's quantiser (unsigned activations and a scale a channel; its defaults; dynamic) and NNCF's, in ONNX
 Runtime and in OpenVINO, and the same behind pruning to half of the MACs, ours and Torch-Pruning's: all interleaved in
-one process, one thread, batch 1. The last line of each network is JSON.
+one process, one thread, batch 1. torchao writes no such file: it is timed in PyTorch, behind the others. The last line
+of each network is JSON.
 
-    python benchmarks/int8_grid.py [--networks resnet20 mobilenet_v2] [--seconds 30] [--half]
+    python benchmarks/int8_grid.py [--networks resnet20 mobilenet_v2] [--seconds 30] [--half] [--out int8_grid.json]
 """
 
 import argparse
 import copy
 import json
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -39,6 +41,7 @@ from edgewise.quantize.schemes import SCHEMES
 
 IMAGES = 32
 HALF = 0.5
+ROUNDS = 10  # at least, in PyTorch
 ROUND_TO = (8, 16, 32)
 NETWORKS: dict[str, tuple[int, Callable[[], nn.Module]]] = {  # image size, network
     "resnet18": (224, lambda: models.build("resnet18", classes=1000, channels=3, size=224)),
@@ -114,6 +117,38 @@ def nncf_openvino(source: Path, out: Path, images: Tensor) -> Path:
         data = nncf.Dataset([image.numpy() for image in images.split(1)])
         ov.save_model(nncf.quantize(ov.Core().read_model(source), data, subset_size=len(images)), out)
     return out
+
+
+def in_pytorch(model: nn.Module, example: Tensor, dense: Measurement, seconds: float) -> list[dict[str, Any]]:
+    """Time the float network and torchao's int8 in PyTorch, in turn, one thread."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    small = copy.deepcopy(model)
+    with quietly():
+        quantize_(small, Int8DynamicActivationInt8WeightConfig())
+    networks = {"float32 in PyTorch": model, "torchao dynamic in PyTorch": small}
+    samples: dict[str, list[float]] = {name: [] for name in networks}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until or len(samples["float32 in PyTorch"]) < ROUNDS:
+            for name, network in networks.items():
+                started = time.perf_counter()
+                network(example)
+                samples[name].append(time.perf_counter() - started)
+    torch.set_num_threads(threads)
+    return [
+        {
+            "name": name,
+            "runtime": "torch",
+            "spread": float(np.subtract(*np.percentile(taken, [75, 25])) / np.median(taken)),
+            "latency_s": float(np.median(taken)),
+            "speed": dense.latency_s / float(np.median(taken)),
+            "file_bytes": None,
+        }
+        for name, taken in samples.items()
+    ]
 
 
 def ours_at_half(model: nn.Module, example: Tensor, round_to: int, allocate: str) -> nn.Module | None:
@@ -193,8 +228,8 @@ def row(name: str, found: Measurement, dense: Measurement) -> dict[str, Any]:
 def told(rows: list[dict[str, Any]]) -> None:
     """Print a table."""
     for each in sorted(rows, key=lambda each: -each["speed"]):
-        size = each["file_bytes"] / rows[0]["file_bytes"]
-        print(f"  {each['name']:36} {each['speed']:6.2f}x  file {size:5.1%}  spread {each['spread']:.0%}", flush=True)
+        file = f"file {each['file_bytes'] / rows[0]['file_bytes']:5.1%}" if each["file_bytes"] else "no file    "
+        print(f"  {each['name']:36} {each['speed']:6.2f}x  {file}  spread {each['spread']:.0%}", flush=True)
 
 
 def grid(network: str, seconds: float, half: bool) -> dict[str, Any]:
@@ -235,6 +270,7 @@ def grid(network: str, seconds: float, half: bool) -> dict[str, Any]:
                     files[f"half: {arm} in OpenVINO"] = in_openvino(path, inside / "int8.xml")
         found = dict(zip(files, measure(list(files.values()), threads=1, seconds=seconds), strict=True))
         rows = [row(name, each, found["float32"]) for name, each in found.items()]
+        rows += in_pytorch(model, images[:1], found["float32"], seconds / 8)
         print(
             f"{network}@{size}: {found['float32'].cpu}, float32 {found['float32'].latency_s * 1e3:.3f} ms", flush=True
         )
@@ -263,11 +299,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--out", type=Path, help="a JSON file, in which the rows of other networks stay")
     parser.add_argument("--half", action="store_true", help="also after pruning to half of the MACs")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     for network in options.networks:
-        print(json.dumps(grid(network, options.seconds, options.half)), flush=True)
+        found = grid(network, options.seconds, options.half)
+        if options.out is None:
+            print(json.dumps(found), flush=True)
+            continue
+        kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else []
+        kept = [each for each in kept if each["network"] != network]
+        options.out.write_text(json.dumps([*kept, found], indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
