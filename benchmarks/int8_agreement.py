@@ -51,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path)
     parser.add_argument("weights", type=Path)
+    parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     images = load(options.images)
@@ -86,8 +87,8 @@ def main() -> None:
             config = Quantize(observer=observer, percentile=99.99)  # type: ignore[arg-type]
             judge(f"ours, {observer}", lambda out, c=config: Quantizer(source, calibration, c).write(out))
         few = dict.fromkeys(list(first.layers)[1:-1], 4)
-        options = {"equalized": {"equalize": True}, "adaround": {"rounding": "adaround"}}
-        for name, settings in {"nearest": {}, **options}.items():
+        ways = {"nearest": {}, "equalized": {"equalize": True}, "adaround": {"rounding": "adaround"}}
+        for name, settings in ways.items():
             source_of = Quantizer(source, calibration, Quantize(**settings))
             for bits, widths in (("8", None), ("4", few)):
                 judge(
@@ -104,11 +105,10 @@ def main() -> None:
         Quantizer(source, images[:128]).write(folder / "timed.onnx")
         seconds = time.perf_counter() - started
     print(f"one file in ONNX Runtime and in OpenVINO: {equal:.2%} equal; 128 images take {seconds:.1f} s")
-    print(
-        json.dumps(
-            {"rows": rows, "equal_in_openvino": equal, "seconds_128": seconds, "threads": torch.get_num_threads()}
-        )
-    )
+    threads = {"threads": torch.get_num_threads()}
+    found = {"rows": rows, "calibration": len(calibration), "judged": len(judged), "equal_in_openvino": equal}
+    content = json.dumps(found | {"seconds_128": seconds} | threads, indent=1)
+    print(content) if options.out is None else options.out.write_text(content + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

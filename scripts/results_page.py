@@ -22,6 +22,7 @@ from edgewise.units import format_bytes
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, FIGURES = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
 TITLES = {
+    "convnext_like": "ConvNeXt-like",
     "convnext_tiny": "ConvNeXt-Tiny",
     "convnextv2_atto": "ConvNeXt V2",
     "densenet121": "DenseNet-121",
@@ -31,6 +32,7 @@ TITLES = {
     "mobilenet_v2": "MobileNetV2",
     "mobilenetv2_100": "MobileNetV2",
     "regnety_008": "RegNetY-008",
+    "resnet18": "ResNet-18",
     "resnet20": "ResNet-20",
     "resnet50": "ResNet-50",
 }
@@ -64,6 +66,36 @@ def _setting(row: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
     note = f" ({row['data_note']})" if row["data_note"] else ""
     return f"{row['data']}{note}; trained on {row['trained_on']}, measured on {row['cpu']}; {versions}."
+
+
+def sides(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the fastest of ours and of the peers', by where it runs and whether it was pruned first."""
+    found = []
+    for half in (False, True):
+        for place in ("ONNX Runtime", "OpenVINO"):
+            alike = [
+                row
+                for row in rows
+                if row["name"].startswith("half") == half
+                and row["runtime"] == place.lower().replace(" ", "")
+                and "float32" not in row["name"]
+            ]
+            if alike:
+                ours, theirs = (
+                    max((row for row in alike if ("ours" in row["name"]) == own), key=lambda row: row["speed"])
+                    for own in (True, False)
+                )
+                found.append({"what": f"{'half of the MACs, ' * half}{place}", "ours": ours, "theirs": theirs})
+    return found
+
+
+def plain(name: str) -> str:
+    """Write a row's name without where it runs, which its column says.
+
+    >>> plain("half: ours uniform 32 in OpenVINO")
+    'ours uniform 32'
+    """
+    return name.removeprefix("half: ").removesuffix(" in OpenVINO")
 
 
 def training(options: dict[str, Any]) -> str:
@@ -124,6 +156,8 @@ def page() -> str:
         "hidden": hidden,
         "format_bytes": format_bytes,
         "over_seeds": over_seeds,
+        "plain": plain,
+        "sides": sides,
         "median": lambda values: median(list(values)),
         "percent": percent,
         "settings": settings,
