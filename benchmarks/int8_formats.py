@@ -57,13 +57,13 @@ def rows_of(model: nn.Module, images: Tensor, judged: Tensor, seconds: float) ->
         int8 = Quantizer(source, images).write(folder / "int8.onnx")
         files = {("onnxruntime", "float32"): source, ("onnxruntime", "int8"): int8}
         took = dict.fromkeys(files, 0.0)
-        for runtime, convert in FORMATS.items():
+        for runtime, form in FORMATS.items():
             for precision, onnx in (("float32", source), ("int8", int8)):
                 inside = folder / runtime / precision
                 inside.mkdir(parents=True)
                 started = time.perf_counter()
                 try:
-                    files[runtime, precision] = convert(onnx, inside / SHIPPED[runtime], images)
+                    files[runtime, precision] = form.write(onnx, inside / SHIPPED[runtime], images)
                 except MissingExtra as error:
                     print(error, flush=True)
                     break

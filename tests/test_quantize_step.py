@@ -9,7 +9,8 @@ import pytest
 
 import edgewise
 import small_run
-from edgewise import recipe
+from edgewise import cli, recipe
+from edgewise.check import check as check_run
 
 STEPS = """
 model = "{folder}/network.py:tiny"
@@ -38,12 +39,12 @@ def trained(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def finished(trained: Path, settings: str, name: str) -> tuple[Path, dict[str, Any]]:
+def finished(trained: Path, settings: str, name: str, changes: tuple[str, ...] = ()) -> tuple[Path, dict[str, Any]]:
     weights = trained / "trained" / "model.safetensors"
     file = trained / f"{name}.toml"
     file.write_text(STEPS.format(folder=trained, weights=weights, settings=settings))
     out = trained / name
-    edgewise.compress(recipe.read(file), out)
+    edgewise.compress(recipe.read(file, changes), out)
     return out, json.loads((out / "results.json").read_text())
 
 
@@ -103,3 +104,25 @@ def test_learnt_rounding_and_equalised_channels_are_told(trained: Path) -> None:
     assert any(note.startswith("4 bits: ") for note in notes)
     assert "pairs of layers that were equalised: 1" in notes
     assert results["rows"][-1]["file_bytes"] <= 0.25 * results["rows"][0]["file_bytes"]
+
+
+def test_what_is_shipped_for_openvino_is_held_against_the_onnx_file_and_measured_there(trained: Path) -> None:
+    changes = ("step.1.format=openvino", "step.2.runtime=openvino")
+    out, results = finished(trained, "", "openvino", changes)
+    assert {"model.onnx", "model.xml", "model.bin"} <= {path.name for path in out.iterdir()}
+    assert cli.artifact_of(out) == out / "model.xml"
+    sizes = [(out / name).stat().st_size for name in ("model.xml", "model.bin")]
+    assert results["rows"][-1]["file_bytes"] == sum(sizes)
+    assert [measured["runtime"] for measured in results["measurements"]] == ["openvino", "openvino"]
+    names = [check["name"] for check in json.loads((out / "manifest.json").read_text())["checks"]]
+    assert any("openvino int8 logits equal the ONNX file's" in name for name in names)
+    assert all(check.passed for check in check_run(out))
+    kernels = json.loads((out / "steps" / "01-quantize" / "result.json").read_text())["kernels"]
+    assert kernels == {"integer": 4, "floating": 0}
+
+
+def test_a_layer_that_a_runtime_computes_on_floats_is_said(trained: Path) -> None:
+    _, results = finished(trained, 'exclude = ["7"]', "excluded")
+    assert any(
+        "1 of 4 layers compute on floats in ONNX Runtime" in note for row in results["rows"] for note in row["notes"]
+    )

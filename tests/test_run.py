@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from edgewise.budget import Limits, verdict
 from edgewise.check import check
 from edgewise.context import Context, read_result
 from edgewise.data import Dataset, Split
+from edgewise.devices.runtimes import RUNTIMES
 from edgewise.errors import AlignmentError, BudgetError, RunFolderError, TrainingDiverged, UserError
 from edgewise.export.network import Builder
 from edgewise.files import locked, read_json, sha256, write_json
@@ -344,11 +346,13 @@ def test_resuming_compares_only_what_was_begun_and_works_from_anywhere(
         (["step.1.keep_macs=0.001"], r"step\.1 \(prune\): macs cannot go down to"),
         (["step.1.keep_latency=0.001"], r"step\.1 \(prune\): latency_s cannot go down to"),
         (["step.1.budget=true", "budget.size=200 B"], r"step\.1 \(prune\): file_bytes cannot go down to 200 bytes"),
+        (["step.4.format=executorch"], r"ExecuTorch, or .*, is not installed: pip install 'edgewise\[executorch\]'"),
     ],
 )
 def test_what_must_fail_later_is_refused_before_training(
-    recipe: Path, tmp_path: Path, changes: list[str], message: str
+    recipe: Path, tmp_path: Path, changes: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(RUNTIMES, "executorch", replace(RUNTIMES["executorch"], module="nowhere"))
     with pytest.raises(UserError, match=message):
         compress(read(recipe, changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()

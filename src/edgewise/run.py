@@ -24,18 +24,20 @@ from edgewise.context import Context, Place, read_result
 from edgewise.cost.budget import Limit
 from edgewise.data import Dataset
 from edgewise.devices.local import available_cores
+from edgewise.devices.runtimes import RUNTIMES, files_of
 from edgewise.errors import BudgetError, RecipeError, TrainingDiverged, nearest
 from edgewise.export import network
+from edgewise.export.formats import check_installed
 from edgewise.export.network import SOURCE, STRUCTURE, TENSORS, Builder
 from edgewise.files import read_json, sha256, whole_folder, write_bytes, write_json
 from edgewise.folder import choose, event, held
 from edgewise.graph import trace
-from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, REPORT, RESULTS, START, STEPS, step_folder
+from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, REPORT, RESULTS, START, STEPS, shipped, step_folder
 from edgewise.progress import Progress
 from edgewise.prune.candidates import CARE
 from edgewise.prune.config import Prune
 from edgewise.prune.structured import prune
-from edgewise.recipe import Measure, Recipe
+from edgewise.recipe import Export, Measure, Recipe
 from edgewise.results import dense_row, files, gather, made_with, sealed, step_row
 from edgewise.steps import dense_reference, run_step
 
@@ -156,13 +158,17 @@ def load_images(recipe: Recipe, progress: Progress | None = None) -> Dataset:
 
 
 def check_steps(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> None:
-    """Refuse now what would fail after hours of training: an operator without a rule, a budget, too many threads."""
+    """Refuse now what would fail after hours of training: an operator without a rule, a budget, a runtime."""
     cores = available_cores()
     for index, step in enumerate(recipe.step):
         if isinstance(step, Measure | Prune) and (step.threads or 1) > cores:
             raise RecipeError(
                 f"step.{index}.threads = {step.threads}: this machine has {cores} cores to use; give 1 to {cores}"
             )
+        if isinstance(step, Export) and step.format != "onnx":
+            check_installed(step.format)
+        if isinstance(step, Measure):
+            RUNTIMES[step.runtime].imported()
     graph = trace(model, example)
     if (first := _first_prune(recipe)) is None:
         return
@@ -256,7 +262,7 @@ def _finish(context: Context, last: Path, dense: Path) -> Finished:
     from edgewise import report
 
     folder = context.folder
-    for name in (TENSORS, STRUCTURE, ARTIFACT):
+    for name in (TENSORS, STRUCTURE, ARTIFACT, *(file.name for file in files_of(shipped(last)))):
         if (last / name).exists():
             write_bytes(folder / name, (last / name).read_bytes())
     if (last / SOURCE).exists():

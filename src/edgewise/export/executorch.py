@@ -34,7 +34,8 @@ def to_executorch(source: Path, out: Path, images: Tensor) -> Path:
     network = lower(ir.load(source), "executorch")
     try:
         with quietly():
-            program = torch.export.export(network, (images[:1],))
+            # A program takes its input in the memory order of this one, whose axes lie as they are written.
+            program = torch.export.export(network, (torch.zeros(1, *images.shape[1:]),))
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             content = edge.to_executorch().buffer
     except Exception as error:  # whatever the passes make of operators that XNNPACK does not take

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
+from edgewise.devices.runtimes import RUNTIMES
+from edgewise.errors import MissingExtra
 from edgewise.export.executorch import to_executorch
 from edgewise.export.litert import to_litert
 from edgewise.export.openvino import to_openvino
 
-# (ONNX file, the new file, images [N, C, H, W]) -> the new file; for one image
-FORMATS: dict[str, Callable[[Path, Path, Tensor], Path]] = {
-    "openvino": to_openvino,
-    "executorch": to_executorch,
-    "litert": to_litert,
+
+class Format(NamedTuple):
+    """A way to write an ONNX file.
+
+    Args:
+        write: ``(ONNX file, new file, images [N, C, H, W]) -> new file``, for one image.
+        package: that writes it; a runtime's extra installs both.
+    """
+
+    write: Callable[[Path, Path, Tensor], Path]
+    package: str
+
+
+FORMATS: dict[str, Format] = {
+    "openvino": Format(to_openvino, "openvino"),
+    "executorch": Format(to_executorch, "executorch"),
+    "litert": Format(to_litert, "litert_torch"),
 }
+
+
+def check_installed(kind: str) -> None:
+    """Make sure that what writes and what runs a format are there; nothing is imported.
+
+    Raises:
+        MissingExtra: names the line that installs them.
+    """
+    runtime = RUNTIMES[kind]
+    if not runtime.installed or importlib.util.find_spec(FORMATS[kind].package) is None:
+        raise MissingExtra(f"{runtime.title}, or what writes its files, is not installed: {runtime.install}")

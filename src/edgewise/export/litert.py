@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import Tensor
 
 from edgewise.devices.runtimes import RUNTIMES
@@ -46,7 +47,7 @@ def to_litert(source: Path, out: Path, images: Tensor) -> Path:
     try:
         with TemporaryDirectory(prefix="edgewise-") as folder, quietly():
             file = Path(folder) / "network.tflite"
-            litert_torch.convert(lowered, (images[:1],), quant_config=config).export(str(file))
+            litert_torch.convert(lowered, (torch.zeros(1, *images.shape[1:]),), quant_config=config).export(str(file))
             content = file.read_bytes()
     except Exception as error:  # whatever the passes make of operators that LiteRT does not take
         raise ModelError(f"{source}: it cannot be written for LiteRT: {one_line(error)}") from error
