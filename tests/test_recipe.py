@@ -268,3 +268,30 @@ def test_a_recipe_needs_a_step() -> None:
 def test_a_wrong_change_is_refused(tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(message)):
         read(write(tmp_path, GOOD), [change])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["step.3.scheme=int8_dynamic", "step.4.format=litert"],
+            'step.4 (export): format = "litert" has no kernels for scheme = "int8_dynamic"; take int8_static',
+        ),
+        (
+            ["step.1.keep_macs=", "step.1.keep_latency=0.5", "step.4.format=executorch"],
+            'a latency, which is measured in ONNX Runtime, but the artifact is for "executorch"',
+        ),
+        (
+            ["step.1.keep_macs=", "step.1.keep_latency=0.5", "step.5.runtime=openvino"],
+            'a latency, which is measured in ONNX Runtime, but the artifact is for "openvino"',
+        ),
+    ],
+)
+def test_what_another_runtime_does_not_take_is_refused(tmp_path: Path, changes: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        read(write(tmp_path, GOOD), changes)
+
+
+def test_a_format_is_what_the_last_export_step_says(tmp_path: Path) -> None:
+    assert read(write(tmp_path, GOOD)).format == "onnx"
+    assert read(write(tmp_path, GOOD), ["step.4.format=executorch"]).format == "executorch"

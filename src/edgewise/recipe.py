@@ -89,6 +89,7 @@ class Measure:
             raise ValueError(f"seconds = {self.seconds}: more than 0, at most 600")
 
 
+CODES_ONLY = ("executorch", "litert")  # formats that compute on codes or on floats, and store nothing else
 Step = Train | Prune | Sparsify | Quantize | Export | Measure
 STEPS: dict[str, type[Any]] = {
     "train": Train,
@@ -160,6 +161,11 @@ class Recipe:
         return {"precision": "int8" if whole else "float32", "threads": threads[-1] if threads else None}
 
     @property
+    def format(self) -> str:
+        """What is shipped in the end, as the last export step says it."""
+        return next((step.format for step in reversed(self.step) if isinstance(step, Export)), "onnx")
+
+    @property
     def measured(self) -> Measure:
         """Where the artifact will run: the first measure step, or what one is by default."""
         return next((step for step in self.step if isinstance(step, Measure)), Measure())
@@ -224,6 +230,7 @@ def parse(table: Mapping[str, Any], source: str = "recipe") -> Recipe:
     _check_order(recipe, source)
     _check_artifact(recipe, source)
     _check_runtime(recipe, source)
+    _check_formats(recipe, source)
     return recipe
 
 
@@ -379,6 +386,17 @@ def _check_runtime(recipe: Recipe, source: str) -> None:
                     f"{source}: step.{position} (prune) keeps within a latency, which is measured in ONNX Runtime, but "
                     f'the artifact is for "{elsewhere}": prune for keep_macs, or measure in ONNX Runtime'
                 )
+
+
+def _check_formats(recipe: Recipe, source: str) -> None:
+    """Refuse a scheme that the exporters of a format make floats of."""
+    schemes = {step.scheme for step in recipe.step if isinstance(step, Quantize) and not step.integers}
+    for position, step in enumerate(recipe.step):
+        if isinstance(step, Export) and step.format in CODES_ONLY and schemes:
+            raise RecipeError(
+                f'{source}: step.{position} (export): format = "{step.format}" has no kernels for scheme = '
+                f'"{min(schemes)}"; take int8_static, qat, mixed or auto, or format = "onnx"'
+            )
 
 
 def _check_order(recipe: Recipe, source: str) -> None:

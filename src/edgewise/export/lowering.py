@@ -116,7 +116,8 @@ def lower(network: ir.Model, runtime: Runtime, images: Tensor | None = None) -> 
         images: ``[N, C, H, W]`` float32, to find the range of what products give out, where LiteRT must know it.
 
     Raises:
-        ModelError: the file computes on codes directly, not between QuantizeLinear and DequantizeLinear.
+        ModelError: the file computes on codes directly, not between QuantizeLinear and DequantizeLinear; or their
+            ranges are not constant.
         UserError: images are needed, and there are none.
         UnsupportedOp: an operator is not known.
     """
@@ -154,8 +155,8 @@ def _constant_codes(graph: ir.Graph) -> Iterator[tuple[str, tuple[Array, Array, 
         name = str(node.outputs[0].name)
         value = constant(graph, (shifted * scale.reshape(spread)).astype(np.float32), name)
         _take_over(graph, node, value)
-        if scale.ndim and codes.ndim > 1:
-            yield str(value.name), (codes.astype(np.int8), scale, axis)
+        if scale.ndim and codes.ndim > 1 and np.abs(shifted).max(initial=0) <= HIGH:  # others stay floats
+            yield str(value.name), (shifted.astype(np.int8), scale, axis)
 
 
 def _stored(value: ir.Value | None) -> Array | None:
@@ -217,8 +218,15 @@ def _codes(graph: ir.Graph) -> dict[str, nn.Module]:
 
 
 def _params(node: ir.Node) -> tuple[float, int]:
-    """Return the scale and the zero point of signed codes."""
-    scale, zero_point = float(known(node.inputs[1])), known(operand(node, 2))
+    """Return the scale and the zero point of signed codes.
+
+    Raises:
+        ModelError: there is not one of each.
+    """
+    found, zero_point = known(node.inputs[1]), known(operand(node, 2))
+    if found is None or found.size != 1 or (operand(node, 2) is not None and zero_point is None):
+        raise ModelError("the codes of an activation have no constant scale, or several")
+    scale = float(found)
     shift = SHIFT if zero_point is None or zero_point.dtype == np.uint8 else 0
     return scale, (0 if zero_point is None else int(zero_point)) - shift
 
@@ -262,8 +270,8 @@ def _as_linear(graph: ir.Graph, name: str, codes: Array, scale: Array, axis: int
     import onnx_ir as ir
 
     value = graph.initializers[name]
-    (product,) = readers(value)
-    if product.op_type not in PRODUCTS or codes.ndim != 2:
+    product = only_reader(value)
+    if product is None or product.op_type not in PRODUCTS or codes.ndim != 2:
         return codes, scale, axis
     turned = product.op_type == "MatMul" or not attribute(product, "transB", 0)
     if turned:

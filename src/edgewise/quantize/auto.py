@@ -6,7 +6,7 @@ left in floats, one by one, until it holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,7 @@ def choose(
     allowed_pt: float,
     images: Tensor,
     measure: Callable[[Sequence[Path]], list[Measurement]],
+    schemes: Collection[str] = tuple(SCHEMES),
     progress: Progress | None = None,
 ) -> Choice:
     """Try the schemes, and keep the fastest that loses no more than is allowed.
@@ -156,12 +157,13 @@ def choose(
         allowed_pt: accuracy points that may be lost there.
         images: to find out on which layers are sensitive.
         measure: of files side by side, where they will run.
+        schemes: to try; names of `SCHEMES`.
         progress: is told (what, done, total).
     """
     dense = Candidate(FLOAT, quantizer.path, (), accuracy(quantizer.path), quantizer.path.stat().st_size)
     least = dense.accuracy - allowed_pt / 100
     tried, curve = [dense], tuple[Exclusion, ...]()
-    for scheme in SCHEMES:
+    for scheme in schemes:
         out = folder / f"{scheme}.onnx"
         if scheme == STATIC:
             static, curve = without_sensitive(
@@ -173,7 +175,7 @@ def choose(
             SCHEMES[scheme].write(quantizer, out)
             tried.append(Candidate(scheme, out, (), accuracy(out), out.stat().st_size))
         if progress is not None:
-            progress("schemes", len(tried), len(SCHEMES) + 3)
+            progress("schemes", len(tried), len(schemes) + 3)
     eligible = [each for each in tried[1:] if each.accuracy >= least and each.file_bytes < dense.file_bytes]
     first, *others = measure([dense.path, *(each.path for each in eligible)])
     dense = replace(dense, latency_s=first.latency_s, speed=1.0)
