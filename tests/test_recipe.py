@@ -278,6 +278,10 @@ def test_a_wrong_change_is_refused(tmp_path: Path, change: str, message: str) ->
             'step.4 (export): format = "litert" has no kernels for scheme = "int8_dynamic"; take int8_static',
         ),
         (
+            ["step.3.scheme=mixed", "step.3.size=0.2", "step.4.format=executorch"],
+            'step.4 (export): format = "executorch" has no kernels for scheme = "mixed"; take int8_static',
+        ),
+        (
             ["step.1.keep_macs=", "step.1.keep_latency=0.5", "step.4.format=executorch"],
             'a latency, which is measured in ONNX Runtime, but the artifact is for "executorch"',
         ),

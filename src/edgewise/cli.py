@@ -245,6 +245,54 @@ def measure(
 
 
 @app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(help="A float ONNX file.")],
+    out: Annotated[Path, typer.Argument(help="What is written; the suffix says for what: .onnx .xml .pte .tflite.")],
+    data: Annotated[
+        str | None, typer.Option(help="Images to calibrate on: cifar10, pack:FOLDER, folder:PATH ...")
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(help="Or a NumPy file of float32 [N, C, H, W], as the network takes them.")
+    ] = None,
+    scheme: Annotated[str, typer.Option(help="auto, int8_static, int8_dynamic, int8_weight, float16 ...")] = "auto",
+    images: Annotated[int, typer.Option(help="How many are used; a quarter of them to compare the files.")] = 256,
+    max_drop: Annotated[float, typer.Option(help="Of auto: points of agreement with the float file.")] = 1.0,
+    threads: Annotated[int, typer.Option(help="Threads; the process is held to as many cores.")] = 1,
+    seconds: Annotated[float, typer.Option(help="How long the files are measured, at least.")] = 3.0,
+    as_json: Json = False,
+) -> None:
+    """Quantise an ONNX file of anybody's, hold it against the float one, and measure both."""
+    from edgewise.errors import UserError
+    from edgewise.quantize_file import calibration_images, quantize_file, read_inputs, settings
+    from edgewise.recipe import Measure
+    from edgewise.units import format_bytes, format_fraction, format_seconds
+
+    if (data is None) == (inputs is None):
+        raise UserError("give images to calibrate on: --data DATA or --inputs FILE.npy")
+    config = settings(scheme, max_drop)
+    try:
+        Measure(threads=threads, seconds=seconds)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+    with bars(quiet=as_json) as (progress, _):
+        given = calibration_images(source, str(data), images) if inputs is None else read_inputs(inputs)[:images]
+        found = quantize_file(source, out, given, config, threads=threads, seconds=seconds, progress=progress)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    small, whole = found.file, found.float_file
+    print(f"scheme    {found.scheme}")
+    print(f"file      {format_bytes(small.file_bytes)}, {small.file_bytes / whole.file_bytes:.1%} of the float file")
+    slower = "  SLOWER than the float file" if found.speed < 1 and found.scheme != "float32" else ""
+    print(f"latency   {format_seconds(small.latency_s)}, {found.speed:.2f}x the float file's speed{slower}")
+    print(f"same      {format_fraction(found.agreement)} of {found.judged} images get the float file's class")
+    print(f"error     {found.error:.3f} of the outputs, root mean square")
+    if found.kernels is not None:
+        print(f"kernels   {found.kernels.integer} layers on integers, {found.kernels.floating} on floats")
+    print(f"written   {out}")
+
+
+@app.command()
 def check(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
     """Verify a run folder again: fingerprints, equality, accuracy."""
     from edgewise.check import check as verify

@@ -22,7 +22,7 @@ from edgewise.export import network
 from edgewise.export.compact import write
 from edgewise.export.formats import FORMATS
 from edgewise.export.onnx import export
-from edgewise.export.verify import TRAINED, compare_quantized, compare_simulation, outputs, require
+from edgewise.export.verify import TRAINED, compare_quantized, compare_simulation, network_outputs, outputs, require
 from edgewise.layout import ARTIFACT, SHIPPED
 from edgewise.models.onnx import OnnxNetwork
 from edgewise.quantize import Quantize, Quantizer, activation_cost, weight_bytes
@@ -62,7 +62,8 @@ def quantize_step(context: Context, place: Place, config: Quantize) -> Result:
         inputs = context.checked()
         with torch.no_grad():
             expected = torch.cat([simulated(part) for part in torch.split(inputs, QAT_BATCH)])
-        checks += compare_simulation(expected, outputs(artifact, inputs), made["precision"])
+        whole = network_outputs(model, inputs)
+        checks += compare_simulation(expected, outputs(artifact, inputs), made["precision"], whole=whole)
     require(checks)
     base = row(context, model, context.artifact_accuracy(artifact, context.data.test))
     figures = {

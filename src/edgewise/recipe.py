@@ -389,13 +389,14 @@ def _check_runtime(recipe: Recipe, source: str) -> None:
 
 
 def _check_formats(recipe: Recipe, source: str) -> None:
-    """Refuse a scheme that the exporters of a format make floats of."""
-    schemes = {step.scheme for step in recipe.step if isinstance(step, Quantize) and not step.integers}
+    """Refuse a scheme whose weights a format cannot hold as they are."""
+    fit = ("auto", "int8_static", "qat")
+    schemes = {step.scheme for step in recipe.step if isinstance(step, Quantize) and step.scheme not in fit}
     for position, step in enumerate(recipe.step):
         if isinstance(step, Export) and step.format in CODES_ONLY and schemes:
             raise RecipeError(
                 f'{source}: step.{position} (export): format = "{step.format}" has no kernels for scheme = '
-                f'"{min(schemes)}"; take int8_static, qat, mixed or auto, or format = "onnx"'
+                f'"{min(schemes)}"; take int8_static, qat or auto, or format = "onnx"'
             )
 
 

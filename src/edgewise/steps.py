@@ -199,6 +199,8 @@ def _measure(context: Context, place: Place, config: Measure) -> Result:
         chosen = before["artifact"]["precision"] == "float32" or _chose_fastest(context)
         instead = "" if chosen else '; scheme = "auto" looks for a faster one'
         notes.append(f"SLOWER than the dense float network: {ours.ratio(dense):.2f}x its speed{instead}")
+    if ours.runtime != dense.runtime:
+        notes.append(f"speeds are those of {ours.runtime} beside the dense float network in {dense.runtime}")
     if ours.file_bytes >= dense.file_bytes:
         notes.append(f"NOT SMALLER than the dense float file: {ours.file_bytes} of {dense.file_bytes} bytes")
     measurements = [{**dense.to_dict(), "artifact": f"{DENSE}/{ARTIFACT}"}, {**ours.to_dict(), "artifact": file.name}]

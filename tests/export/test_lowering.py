@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
+from edgewise.devices.runtimes import RUNTIMES
 from edgewise.errors import MissingExtra, ModelError, UserError
 from edgewise.export.edit import constant
 from edgewise.export.formats import FORMATS, check_installed
@@ -122,6 +127,59 @@ def test_what_computes_on_codes_directly_is_refused(quantized: Path) -> None:
     back.replace_input_with(0, moved.outputs[0])
     with pytest.raises(ModelError, match="it computes on codes directly"):
         lower(file, "executorch")
+
+
+class _Joined(nn.Module):
+    """Two convolutions concatenated, a product of two activations, and a slope for what is negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1), nn.PReLU(8)
+        self.q, self.k = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(torch.cat([self.a(x), 3 * self.b(x)], 1)).flatten(2).transpose(1, 2)
+        return (self.q(y) @ self.k(y).transpose(1, 2)).mean(1)
+
+
+def test_what_is_concatenated_has_the_codes_of_the_whole(tmp_path: Path) -> None:
+    quantizer = Quantizer(export(_Joined(), images(1), tmp_path / "joined.onnx", names=True), images(32))
+    path, x = quantizer.write(tmp_path / "int8.onnx"), images(32, seed=4)
+    network = lowered(path, "executorch")
+    assert count(network, Encode) > count(lowered(path, "litert"), Encode)
+    assert rms_error(computed(network, x), outputs(path, x)) < 0.5 * rms_error(
+        outputs(path, x), outputs(quantizer.path, x)
+    )
+    if RUNTIMES["executorch"].installed:
+        made = FORMATS["executorch"].write(path, tmp_path / "model.pte", images(8))
+        assert all(check.passed for check in compare_formats(path, made, x, "int8", "executorch"))
+
+
+FOREIGN = """<ir_version: 10, opset_import: ["" : 21]> g (float[N, 4] x) => (float[N, 3] y)
+    <float s = {{0.05}}, {zero}, float[3] ws = {{0.01, 0.02, 0.03}}> {{
+    q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) v = DequantizeLinear<axis = {axis}>(w, ws) {layer} }}"""
+
+
+def foreign(path: Path, layer: str, *, zero: str = "uint8 z = {7}", axis: int = 1) -> Path:
+    proto = onnx.parser.parse_model(FOREIGN.format(layer=layer, zero=zero, axis=axis))
+    codes = np.arange(-6, 6, dtype=np.int8).reshape(4, 3) * 20
+    bias = np.array([1.0, -2.0, 3.0], np.float32)
+    proto.graph.initializer.extend([numpy_helper.from_array(codes, "w"), numpy_helper.from_array(bias, "b")])
+    onnx.save(proto, path)
+    return path
+
+
+def test_a_product_that_scales_is_left_as_it_is(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "scaled.onnx", "y = Gemm<alpha = 0.5, beta = 2.0>(d, v, b)")
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    (expected,) = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})
+    assert rms_error(computed(lower(ir.load(path), "litert", x), x), torch.from_numpy(expected)) < 0.02
+
+
+def test_codes_of_other_widths_are_refused(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "wide.onnx", "y = MatMul(d, v)", zero="uint16 z = {7}")
+    with pytest.raises(ModelError, match="an activation has uint16 codes; they must have 8 bits"):
+        lower(ir.load(path), "executorch")
 
 
 def test_litert_needs_images_for_a_product(quantized: Path) -> None:

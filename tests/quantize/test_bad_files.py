@@ -10,6 +10,7 @@ from onnx import numpy_helper
 
 from edgewise.errors import EdgewiseError, ModelError, UnsupportedOp
 from edgewise.quantize import Quantize, Quantizer, quantize_static
+from edgewise.quantize.schemes import SCHEMES
 from export.nets import images
 
 Arrays = dict[str, np.ndarray]
@@ -162,3 +163,22 @@ def test_histograms_do_not_count_what_is_no_number(observer: str, tmp_path: Path
     path = write(tmp_path / "net.onnx", CONV.replace("{", "{ s = Log(x)").replace("(x, w)", "(s, w)"))
     with pytest.raises(ModelError, match='the tensor "s" becomes NaN'):
         Quantizer(path, images(8), Quantize(observer=observer)).simulated()  # type: ignore[arg-type]
+
+
+def test_weights_that_are_codes_already_are_not_quantised_again(tmp_path: Path) -> None:
+    source = write(tmp_path / "good.onnx", w=np.tile(WEIGHT, (8, 16, 1, 1)), text=CONV.replace("3, 8, 8", "48, 8, 8"))
+    quantizer = Quantizer(source, images(8).repeat(1, 16, 1, 1))
+    for scheme in ("int8_weight", "int4_weight"):
+        stored = SCHEMES[scheme].write(quantizer, tmp_path / f"{scheme}.onnx")
+        with pytest.raises(ModelError, match="its weights are codes already; quantise the float file"):
+            Quantizer(stored, images(8).repeat(1, 16, 1, 1))
+
+
+def test_a_batch_that_is_written_into_a_file_is_named(tmp_path: Path) -> None:
+    text = CONV.replace("float[N, 3", "float[1, 3").replace("float[N, 4, 8, 8] y", "float[1, 256] y")
+    path = write(tmp_path / "one.onnx", text.replace("y = Conv", "c = Conv").replace("}", "y = Reshape(c, r) }"))
+    proto = onnx.load(path)
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([1, 256]), "r"))
+    onnx.save(proto, path)
+    with pytest.raises(ModelError, match="it is written for 1 images at a time, export it with an open batch"):
+        quantize_static(path, tmp_path / "out.onnx", images(8))

@@ -103,7 +103,7 @@ def test_corrected_biases_keep_the_mean_of_each_layer(float_file: Path) -> None:
 
         class Look(nn.Module):
             def forward(self, x: Tensor, seen: list[Tensor] = seen) -> Tensor:
-                seen.append(means(x, 16))
+                seen.append(means(x, 1))
                 return x
 
         weights = {each.weight: network.tapped(each.weight) for each in sites.layers.values()}
@@ -167,3 +167,18 @@ def test_weights_of_channels_use_all_their_codes(quantizer: Quantizer, tmp_path:
     codes = [numpy_helper.to_array(c) for c in graph.initializer if c.data_type == 3 and len(c.dims) == 4]
     assert len(codes) == 5
     assert all((np.abs(array).max((1, 2, 3)) == 127).all() for array in codes)
+
+
+def test_the_channels_of_any_convolution_are_corrected(tmp_path: Path) -> None:
+    """The channels of a one-dimensional convolution, as many as it is long, are no places."""
+    network = nn.Sequential(nn.Conv1d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5)).eval()
+    x = torch.randn(64, 3, 8, generator=torch.Generator().manual_seed(0))
+    source = export(network, x[:1], tmp_path / "sequence.onnx", names=True)
+    errors = [
+        rms_error(
+            outputs(Quantizer(source, x, Quantize(correct_bias=on)).write(tmp_path / "q.onnx"), x), outputs(source, x)
+        )
+        for on in (True, False)
+    ]
+    assert errors[0] < 1.1 * errors[1]
+    torch.testing.assert_close(means(torch.arange(12.0).reshape(1, 3, 4), 1), torch.tensor([1.5, 5.5, 9.5]))

@@ -18,8 +18,16 @@ from edgewise.errors import MeasurementFailed, UserError, one_line
 if TYPE_CHECKING:
     import onnx
 
-INTEGER = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger")
-FLOATING = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+INTEGER = (
+    "QLinearConv",
+    "QGemm",
+    "QLinearMatMul",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "ConvInteger",
+)
+FLOATING = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulNBits")
 OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected")
 
 

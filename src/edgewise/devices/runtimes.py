@@ -31,6 +31,7 @@ ONNX_DTYPES = {
     "tensor(int8)": "int8",
     "tensor(int16)": "int16",
 }
+ROUNDING_KERNELS = "executorch.kernels.quantized"  # of ExecuTorch: round to codes where XNNPACK has no kernel
 # ExecuTorch's numbers for types, torch's own: c10/core/ScalarType.h
 TORCH_DTYPES = {0: "uint8", 1: "int8", 2: "int16", 5: "float16", 6: "float32", 7: "float64"}
 
@@ -173,6 +174,7 @@ class ExecuTorchSession:
     def __init__(self, package: Any, path: Path, threads: int | None) -> None:
         if threads is not None:
             _size_executorch_pool(threads)
+        importlib.import_module(ROUNDING_KERNELS)
         # The method is a view into the program, which is kept for as long.
         self._program = package.Runtime.get().load_program(str(path))
         self._method = self._program.load_method("forward")

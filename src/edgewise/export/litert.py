@@ -12,6 +12,7 @@ from edgewise.devices.runtimes import RUNTIMES
 from edgewise.errors import MissingExtra, ModelError, one_line
 from edgewise.export.lowering import lower
 from edgewise.export.quiet import quietly
+from edgewise.export.read import read
 from edgewise.files import write_bytes
 
 
@@ -29,8 +30,6 @@ def to_litert(source: Path, out: Path, images: Tensor) -> Path:
         MissingExtra: LiteRT's converter is not installed.
         ModelError: it cannot be written so; the message holds the converter's own, in one line.
     """
-    import onnx_ir as ir
-
     try:
         import litert_torch
         from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
@@ -38,7 +37,7 @@ def to_litert(source: Path, out: Path, images: Tensor) -> Path:
     except Exception as error:  # a library that does not load is an OSError
         install = RUNTIMES["litert"].install
         raise MissingExtra(f"LiteRT's converter cannot be imported ({one_line(error)}): {install}") from error
-    network = ir.load(source)
+    network = read(source)
     quantized = any(node.op_type == "QuantizeLinear" for node in network.graph)
     lowered = lower(network, "litert", images)
     # Nothing is quantised by it: it says that the operators which round are to become kernels.

@@ -125,6 +125,8 @@ def lower(network: ir.Model, runtime: Runtime, images: Tensor | None = None) -> 
     shorten_values_(graph, "t_")  # the exporters make Python of these names, and "as" or "in" are none
     weights = dict(_constant_codes(graph))
     _pad_floats(graph)
+    if runtime == "executorch":
+        _alike_in_concatenations(graph)
     taps = _codes(graph)
     for name, (codes, scale, axis) in weights.items():
         taps[name] = Weights(*_as_linear(graph, name, codes, scale, axis), rounded=runtime == "litert")
@@ -148,6 +150,8 @@ def _constant_codes(graph: ir.Graph) -> Iterator[tuple[str, tuple[Array, Array, 
         codes = _stored(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
         if codes is None:
             continue
+        if attribute(node, "block_size", 0):
+            raise ModelError("weights have scales for blocks; only one for each channel, or one for all, is known")
         scale, zero_point = known(node.inputs[1]), known(operand(node, 2))
         axis = attribute(node, "axis", 1) % max(codes.ndim, 1)
         spread = [-1 if dim == axis else 1 for dim in range(codes.ndim)] if scale.ndim else []
@@ -182,6 +186,22 @@ def _pad_floats(graph: ir.Graph) -> None:
         graph.insert_before(pad, [floats, padded, codes])
         codes.outputs[0].name = f"{pad.outputs[0].name}_codes"
         _take_over(graph, pad, codes.outputs[0])
+
+
+def _alike_in_concatenations(graph: ir.Graph) -> None:
+    """Round what is concatenated to the codes of the whole: XNNPACK's kernel moves codes, and has one scale for all."""
+    import onnx_ir as ir
+
+    for node in list(graph):
+        whole = only_reader(node.outputs[0]) if node.op_type == "Concat" else None
+        if whole is None or whole.op_type != "QuantizeLinear":
+            continue
+        for place, value in enumerate(node.inputs):
+            codes = ir.node("QuantizeLinear", [value, *whole.inputs[1:]])
+            floats = ir.node("DequantizeLinear", [codes.outputs[0], *whole.inputs[1:]])
+            graph.insert_before(node, [codes, floats])
+            codes.outputs[0].name = f"{node.outputs[0].name}_part{place}"
+            node.replace_input_with(place, floats.outputs[0])
 
 
 def _codes(graph: ir.Graph) -> dict[str, nn.Module]:
@@ -224,6 +244,8 @@ def _params(node: ir.Node) -> tuple[float, int]:
         ModelError: there is not one of each.
     """
     found, zero_point = known(node.inputs[1]), known(operand(node, 2))
+    if zero_point is not None and zero_point.dtype not in (np.uint8, np.int8):
+        raise ModelError(f"an activation has {zero_point.dtype} codes; they must have 8 bits")
     if found is None or found.size != 1 or (operand(node, 2) is not None and zero_point is None):
         raise ModelError("the codes of an activation have no constant scale, or several")
     scale = float(found)
@@ -271,7 +293,7 @@ def _as_linear(graph: ir.Graph, name: str, codes: Array, scale: Array, axis: int
 
     value = graph.initializers[name]
     product = only_reader(value)
-    if product is None or product.op_type not in PRODUCTS or codes.ndim != 2:
+    if product is None or product.op_type not in PRODUCTS or codes.ndim != 2 or not _is_linear(product):
         return codes, scale, axis
     turned = product.op_type == "MatMul" or not attribute(product, "transB", 0)
     if turned:
@@ -281,6 +303,12 @@ def _as_linear(graph: ir.Graph, name: str, codes: Array, scale: Array, axis: int
         graph.insert_before(product, linear)
         _take_over(graph, product, like(linear.outputs[0], product.outputs[0]))
     return codes, scale, axis
+
+
+def _is_linear(product: ir.Node) -> bool:
+    """Say whether a product scales and turns nothing but its weights."""
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    return all(attribute(product, name, value) == value for name, value in plain.items())
 
 
 def _to_floats(graph: ir.Graph, taps: dict[str, nn.Module]) -> Iterator[ir.Node]:

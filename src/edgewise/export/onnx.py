@@ -14,6 +14,7 @@ from edgewise.errors import ModelError
 from edgewise.export.compact import write
 from edgewise.export.constants import absorb_constants_
 from edgewise.export.quiet import quietly
+from edgewise.export.read import OPSET
 from edgewise.graph.trace import evaluating
 from edgewise.train.forward import forward, home
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
-OPSET = 20  # the first with Gelu
 SCOPES = "pkg.torch.onnx.name_scopes"  # the modules around an operator, and the operator, as a Python list
 
 

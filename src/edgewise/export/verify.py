@@ -23,6 +23,7 @@ from edgewise.train.forward import forward
 
 BATCH = 64
 TRAINED, FOUR_BITS = "int8 trained", "int4 weights"  # artifacts that may differ more from the float network
+ROUNDED, COST_SHARE = 0.02, 0.6  # of the logits, and of what quantising costs: what rounding the other way may change
 SOUND, LOOSE = (0.8, 0.3), (0.5, 1.0)  # the least share of equal classes, the largest error of the logits
 
 
@@ -129,7 +130,6 @@ def compare_quantized(
         path: the file.
         inputs: real ones that were not used to calibrate, ``[N, C, H, W]`` float32.
         precision: what the file is called.
-        of: what it is held against is called.
         agreement: the least share of images that both give the same class; by default 0.8, and 0.5 for what was
             trained since or has weights of 4 bits.
         error: the largest root mean square of the logits' error, as a share of that of the logits; by default 0.3,
@@ -161,6 +161,7 @@ def compare_simulation(
     precision: str = "int8",
     *,
     of: str = "simulation",
+    whole: Tensor | None = None,
     agreement: float = 0.9,
     error: float = 0.15,
 ) -> list[Check]:
@@ -168,17 +169,22 @@ def compare_simulation(
 
     Both compute the same, but a sum that lies between two codes may be rounded either way, and the layers that follow
     multiply the difference: a deep network's codes differ between two runtimes, and between one runtime's own fused
-    and unfused kernels. (MobileNetV2's logits: 0.04 of their root mean square, where quantising costs 0.09.) What is
-    broken, such as a wrong zero point or a saturating kernel, is far beyond that.
+    and unfused kernels. (MobileNetV2's logits: 0.04 of their root mean square, where quantising costs 0.09.) So no more
+    is allowed than a share of what quantising costs. What breaks one layer a little may still be within that.
 
     Args:
         expected: logits ``[N, classes]`` of the simulation.
         found: those of the file.
         precision: what the file is called.
+        of: what it is held against is called.
+        whole: logits of the float network, where they are known, to see what quantising costs.
         agreement: the least share of images that both give the same class.
-        error: the largest difference's root mean square, as a share of that of the logits.
+        error: the largest difference's root mean square, as a share of that of the logits; less where quantising costs
+            less.
     """
     _require_same_shape(found, expected)
+    if whole is not None:
+        error = min(error, max(ROUNDED, COST_SHARE * rms_error(expected, whole)))
     same = (found.argmax(1) == expected.argmax(1)).double().mean().item()
     step = (expected.max() - expected.min()).clamp(min=torch.finfo(torch.float32).tiny) / 255
     differing = ((found / step).round() != (expected / step).round()).double().mean()

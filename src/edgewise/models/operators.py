@@ -181,7 +181,7 @@ FLOATS: dict[str, Callable[..., Tensor]] = {
     **{"Pow": torch.pow, "Sqrt": torch.sqrt, "Exp": torch.exp, "Log": torch.log, "Reciprocal": torch.reciprocal},
     **{"Erf": torch.erf, "Floor": torch.floor, "Ceil": torch.ceil, "Sin": torch.sin, "Cos": torch.cos},
     **{"Relu": F.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Softplus": F.softplus, "Mish": F.mish},
-    **{"HardSwish": F.hardswish, "PRelu": lambda x, slope: torch.where(x < 0, slope * x, x)},
+    **{"HardSwish": F.hardswish, "PRelu": lambda x, slope: F.relu(x) - slope * F.relu(-x)},
     **{"Max": torch.maximum, "Min": torch.minimum, "Identity": lambda x: x, "Dropout": lambda x, *_: x},
 }
 

@@ -167,7 +167,7 @@ def learn_rounding(
     generator = torch.Generator().manual_seed(0)
     steps = {step.outputs[0]: step for step in network.steps}
     clamps = {str(clamp.inputs[0].name): _bounds(clamp) for clamp in sites.clamps if clamp.inputs[0] is not None}
-    targets = {layer.output: _Draw(len(images), generator) for layer in sites.layers.values()}
+    targets = {layer.output: _Draw(layer.channel_axis, len(images), generator) for layer in sites.layers.values()}
     changed = [name for layer in sites.layers.values() for name in (layer.weight, layer.bias) if name]
     floats = {name: network.weight(name).detach().clone() for name in changed}
     found: dict[str, Rounded] = {}
@@ -277,18 +277,19 @@ class _Draw(nn.Module):
     """Keeps a layer's output at places that are drawn.
 
     Args:
+        axis: which dimension the channels are.
         images: that pass, all at once.
         generator: draws.
     """
 
-    def __init__(self, images: int, generator: torch.Generator) -> None:
+    def __init__(self, axis: int, images: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.images, self.generator = images, generator
+        self.axis, self.images, self.generator = axis, images, generator
         self.places = torch.zeros(images, 0, dtype=torch.long)  # [N, places] of the flattened map
         self.rows = torch.zeros(0)  # [N * places, K]
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = x.flatten(2).mT if x.dim() == 4 else x.reshape(self.images, -1, x.shape[-1])  # [N, space, K]
+        maps = x.flatten(2).mT if self.axis == 1 else x.reshape(self.images, -1, x.shape[-1])  # [N, space, K]
         count = min(maps.shape[1], max(1, ROWS // self.images))
         self.places = torch.rand(maps.shape[:2], generator=self.generator).argsort(1)[:, :count]
         self.rows = maps[_each(self.places), self.places].flatten(0, 1)

@@ -24,13 +24,13 @@ from edgewise.quantize.sites import Layer
 class _Mean(nn.Module):
     """Keeps the mean of each channel."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, axis: int) -> None:
         super().__init__()
-        self.channels = channels
-        self.mean = torch.zeros(channels)
+        self.axis = axis
+        self.mean = torch.zeros(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.mean = means(x, self.channels)
+        self.mean = means(x, self.axis)
         return x
 
 
@@ -40,23 +40,22 @@ class _Correct(nn.Module):
     Args:
         mean: of each channel, as it should be.
         bias: that is changed.
+        axis: which dimension of the output the channels are.
     """
 
-    def __init__(self, mean: Tensor, bias: nn.Parameter) -> None:
+    def __init__(self, mean: Tensor, bias: nn.Parameter, axis: int) -> None:
         super().__init__()
-        self.mean, self.bias = mean, bias
+        self.mean, self.bias, self.axis = mean, bias, axis
 
     def forward(self, x: Tensor) -> Tensor:
-        missing = self.mean - means(x, len(self.mean))
+        missing = self.mean - means(x, self.axis)
         self.bias.data += missing
-        return x + missing.reshape([-1 if dim == _channel_axis(x) else 1 for dim in range(x.dim())])
+        return x + missing.reshape([-1 if dim == self.axis % x.dim() else 1 for dim in range(x.dim())])
 
 
-def means(x: Tensor, channels: int) -> Tensor:
-    """Return the mean of each channel of a layer's output ``[N, K, *space]`` or ``[..., K]``."""
-    axis = _channel_axis(x)
-    assert x.shape[axis] == channels
-    return x.mean([dim for dim in range(x.dim()) if dim != axis])
+def means(x: Tensor, axis: int) -> Tensor:
+    """Return the mean of each channel of a layer's output, whose channels are that dimension."""
+    return x.mean([dim for dim in range(x.dim()) if dim != axis % x.dim()])
 
 
 def output_means(network: OnnxNetwork, layers: Iterable[Layer], images: Tensor) -> dict[str, Tensor]:
@@ -67,7 +66,7 @@ def output_means(network: OnnxNetwork, layers: Iterable[Layer], images: Tensor) 
         layers: of it.
         images: ``[N, C, H, W]`` float32, all of which are held in memory at once; some tens are enough.
     """
-    watches = {layer.name: (layer, _Mean(len(network.weight(layer.bias)))) for layer in layers if layer.bias}
+    watches = {layer.name: (layer, _Mean(layer.channel_axis)) for layer in layers if layer.bias}
     with torch.no_grad(), in_floats(network):
         for layer, watch in watches.values():
             network.tap(layer.output, watch)
@@ -93,9 +92,5 @@ def correct_biases_(
             if tap is not None:
                 network.tap(weight, tap)
         for layer in chosen:
-            network.tap(layer.output, _Correct(expected[layer.name], network.weight(layer.bias)))
+            network.tap(layer.output, _Correct(expected[layer.name], network.weight(layer.bias), layer.channel_axis))
         network(images)
-
-
-def _channel_axis(x: Tensor) -> int:
-    return 1 if x.dim() == 4 else x.dim() - 1

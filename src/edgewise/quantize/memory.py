@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from edgewise.errors import ModelError
+from edgewise.export.read import read
 from edgewise.quantize.prepare import with_shapes
 from edgewise.quantize.sites import ARITHMETIC, MOVES, TO_FLOAT
-from edgewise.quantize.static import read
 
 if TYPE_CHECKING:
     import onnx_ir as ir

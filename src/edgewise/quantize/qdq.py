@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from edgewise.export.edit import constant, known, like, operand
+from edgewise.export.read import allow_four_bits_
 from edgewise.quantize.rewrite import gate_codes_, pad_codes_
 from edgewise.quantize.simulate import FEW_BITS, FakeQuantize, FakeQuantizeBias
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
     from edgewise.models.onnx import OnnxNetwork
     from edgewise.quantize.sites import Layer, Sites
-
-OPSET = 13  # the first with a scale for each channel
-INT4_OPSET = 21
 
 
 def to_qdq(network: ir.Model, sites: Sites, simulated: OnnxNetwork) -> ir.Model:
@@ -33,7 +31,6 @@ def to_qdq(network: ir.Model, sites: Sites, simulated: OnnxNetwork) -> ir.Model:
         simulated: it holds the weights, and the scales of all that becomes codes.
     """
     graph = network.graph
-    graph.opset_imports[""] = max(graph.opset_imports.get("", OPSET), OPSET)
     _take_weights(graph, simulated)
     values = {str(value.name): value for value in (*graph.inputs, *graph.initializers.values())}
     values |= {str(value.name): value for node in graph for value in node.outputs}
@@ -82,7 +79,7 @@ def _widened(graph: ir.Graph, reader: ir.Node, codes: Any) -> ir.Value:
     """Store 4-bit codes, and make 8-bit ones of them: runtimes do that once, and find the integer kernels."""
     import onnx_ir as ir
 
-    graph.opset_imports[""] = max(graph.opset_imports.get("", 0), INT4_OPSET)
+    allow_four_bits_(graph)
     stored = constant(graph, codes.astype(ir.DataType.INT4.numpy()))
     cast = ir.node("Cast", [stored], attributes={"to": ir.DataType.INT8.value})
     graph.insert_before(reader, cast)

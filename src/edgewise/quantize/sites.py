@@ -59,6 +59,11 @@ class Layer:
     axis: int
     shape: tuple[int, ...]
 
+    @property
+    def channel_axis(self) -> int:
+        """Which dimension of its output the channels are: ``[N, K, *space]`` of a convolution, ``[..., K]``."""
+        return 1 if self.op_type == "Conv" else -1
+
 
 @dataclass
 class Sites:

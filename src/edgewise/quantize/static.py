@@ -25,6 +25,7 @@ from edgewise.errors import DataError, ModelError, UserError, one_line
 from edgewise.export.compact import write
 from edgewise.export.edit import known, operand
 from edgewise.export.quiet import quietly
+from edgewise.export.read import read
 from edgewise.models.onnx import OnnxNetwork
 from edgewise.progress import Progress
 from edgewise.quantize.adaround import Rounded, learn_rounding, round_
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 BATCH = 16  # the percentile and entropy observers hold every activation of a batch at once
 CORRECTION_IMAGES = 64  # of which every activation of a layer is held at once
 REDUCED_BITS = 7
+STORED_CODES = ("int8", "uint8", "int4", "uint4")
 
 
 class Quantizer:
@@ -68,6 +70,7 @@ class Quantizer:
         _check_float(network, float_onnx)
         _check_images(images, network.graph.inputs[0], float_onnx)
         self.images = images.detach().cpu()
+        self._fixed = _fixed_batch(network)
         with _named(float_onnx), quietly():
             self._prepared = prepare(network)
             OnnxNetwork(self._prepared.graph)  # names an operator that is not known
@@ -95,7 +98,7 @@ class Quantizer:
         Raises:
             ModelError: an operator of the file is not known, or cannot run on these images.
         """
-        with _named(self.path):
+        with _named(self.path, self._fixed):
             network, names = OnnxNetwork(self._prepared.graph), self.sites().observed
             return calibrate(network, names, self.images, self.config.ranges, BATCH, self.progress)
 
@@ -189,41 +192,23 @@ def quantize_static(
     return Quantizer(float_onnx, calibration, config, progress).write(out)
 
 
-def read(path: Path) -> ir.Model:
-    """Read an ONNX file.
-
-    Raises:
-        UserError: there is no such file.
-        ModelError: it is no ONNX file, or the file with its weights is missing.
-    """
-    import onnx_ir as ir
-
-    try:
-        with quietly():
-            network = ir.load(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ModelError(f"{path}: it is a folder, not an ONNX file") from None
-    except Exception as error:  # whatever protobuf makes of bytes that are none of its own
-        raise ModelError(f"{path}: no ONNX file: {one_line(error)}") from error
-    if not len(network.graph):
-        raise ModelError(f"{path}: no ONNX file: it holds no operators")
-    try:
-        return ir.external_data.load_to_model(network)
-    except Exception as error:  # no file, no right to read it, or one too short
-        raise ModelError(f"{path}: the file beside it that holds its weights: {one_line(error)}") from error
+def _fixed_batch(network: ir.Model) -> str:
+    """Say what a batch size that is written into a file may have to do with an error."""
+    first = next(iter(network.graph.inputs[0].shape or []), None)
+    return (
+        f"; it is written for {first} images at a time, export it with an open batch" if isinstance(first, int) else ""
+    )
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Say of which file an error is, in one line."""
+def _named(path: Path, hint: str = "") -> Iterator[None]:
+    """Say of which file an error is, in one line, and what it may come from."""
     try:
         yield
     except UserError as error:
         raise type(error)(f"{path}: {error}") from error
     except Exception as error:  # whatever operators with impossible settings make of images
-        raise ModelError(f"{path}: it cannot be quantised: {one_line(error)}") from error
+        raise ModelError(f"{path}: it cannot be quantised: {one_line(error)}{hint}") from error
 
 
 def _check_float(network: ir.Model, path: Path) -> None:
@@ -231,6 +216,9 @@ def _check_float(network: ir.Model, path: Path) -> None:
 
     if any("Quantize" in node.op_type or node.op_type.startswith(("QLinear", "QGemm")) for node in network.graph):
         raise ModelError(f"{path}: it is quantised already; quantise the float file that it was made from")
+    casts = (node.inputs[0] for node in network.graph if node.op_type == "Cast")
+    if any(known(value) is not None and known(value).dtype.name in STORED_CODES for value in casts):
+        raise ModelError(f"{path}: its weights are codes already; quantise the float file that it was made from")
     for kind, values in (("input", network.graph.inputs), ("output", network.graph.outputs)):
         if len(values) != 1:
             names = ", ".join(str(value.name) for value in values)

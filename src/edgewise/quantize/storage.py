@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from edgewise.export.edit import constant, known, like, readers
+from edgewise.export.read import allow_four_bits_
 from edgewise.quantize.affine import WHOLE, QSpec, choose, quantize
 from edgewise.quantize.prepare import layers, output_axis
 
@@ -42,7 +43,8 @@ def store_weights_(network: ir.Model, kind: str) -> ir.Model:
             weight = layer.inputs[1]
             if weight is not None and weight.const_value is not None and known(weight).size >= LEAST_NUMBERS:
                 _put(graph, weight, STORES[kind](graph, known(weight), output_axis(layer)))
-    graph.opset_imports[""] = max(graph.opset_imports.get("", 0), 21 if kind == "int4" else 13)
+    if kind == "int4":
+        allow_four_bits_(graph)
     network.ir_version = max(network.ir_version, 10)
     return network
 
