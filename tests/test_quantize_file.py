@@ -60,7 +60,7 @@ def test_inputs_come_from_a_numpy_file(tmp_path: Path) -> None:
     assert torch.equal(read_inputs(tmp_path / "x.npy"), torch.from_numpy(array))
     with pytest.raises(DataError, match=r"it holds float64 \[4, 3, 8, 8\], it must be one float32 array"):
         read_inputs(tmp_path / "double.npy")
-    with pytest.raises(DataError, match="text.npy: no NumPy file"):
+    with pytest.raises(DataError, match=r"text\.npy: no NumPy file"):
         read_inputs(tmp_path / "text.npy")
     with pytest.raises(DataError, match="no such file"):
         read_inputs(tmp_path / "nothing.npy")
@@ -73,10 +73,8 @@ def test_images_of_a_data_set_have_the_files_size(source: Path) -> None:
 
 def test_the_command_writes_and_refuses(source: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", images(64).numpy())
-    out = tmp_path / "small.onnx"
-    done = edgewise(
-        "quantize", source, out, "--inputs", tmp_path / "x.npy", "--scheme", "int8_static", "--seconds", 0.1
-    )
+    out, given = tmp_path / "small.onnx", ("--inputs", tmp_path / "x.npy")
+    done = edgewise("quantize", source, out, *given, "--scheme", "int8_static", "--seconds", 0.1)
     assert done.returncode == 0, done.stderr
     assert "kernels   8 layers on integers, 0 on floats" in done.stdout
     refused(edgewise("quantize", source, out), "give images to calibrate on: --data DATA or --inputs FILE.npy")
