@@ -2,6 +2,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("edgewise", deadline=None)  # no test asserts wall time, on however busy a machine
+settings.load_profile("edgewise")
 
 
 @pytest.fixture(scope="session", autouse=True)
