@@ -9,6 +9,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from edgewise.devices.kernels import Kernels, kernels
 from edgewise.errors import UnknownName
 from edgewise.export.onnx import export
 from edgewise.export.verify import compare_simulation, outputs, relative_error, rms_error
@@ -182,3 +183,19 @@ def test_the_channels_of_any_convolution_are_corrected(tmp_path: Path) -> None:
     ]
     assert errors[0] < 1.1 * errors[1]
     torch.testing.assert_close(means(torch.arange(12.0).reshape(1, 3, 4), 1), torch.tensor([1.5, 5.5, 9.5]))
+
+
+@pytest.mark.parametrize("name", ["0", "2", "4", "7"])
+def test_a_layer_between_codes_computes_on_its_own_floats(name: str, tmp_path: Path) -> None:
+    """ONNX Runtime would round the weights of one that it finds between codes, with a scale for all."""
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 16, 1), nn.ReLU6(), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU6()),
+        *(nn.Conv2d(16, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)),
+    ).eval()
+    with torch.no_grad():  # channels of very different weights, which one scale would ruin
+        network[2].weight *= torch.logspace(-2, 1, 16).reshape(-1, 1, 1, 1)
+    x = images(64, seed=4)
+    quantizer = Quantizer(export(network, x[:1], tmp_path / "chain.onnx", names=True), x)
+    path = quantizer.write(tmp_path / "int8.onnx", [name])
+    assert kernels(path) == Kernels(integer=3, floating=1)
+    assert rms_error(outputs(path, x), computed(quantizer.simulated([name]), x)) < 0.01

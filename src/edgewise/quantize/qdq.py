@@ -12,7 +12,7 @@ import torch
 
 from edgewise.export.edit import constant, known, like, operand
 from edgewise.export.read import allow_four_bits_
-from edgewise.quantize.rewrite import gate_codes_, pad_codes_
+from edgewise.quantize.rewrite import gate_codes_, keep_floats_, pad_codes_
 from edgewise.quantize.simulate import FEW_BITS, FakeQuantize, FakeQuantizeBias
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def to_qdq(network: ir.Model, sites: Sites, simulated: OnnxNetwork) -> ir.Model:
         _as_codes(graph, values[name], unclamped or values[name], tap)
     pad_codes_(graph)
     gate_codes_(graph)
+    keep_floats_(graph)
     return network
 
 
