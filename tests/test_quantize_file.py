@@ -46,6 +46,8 @@ def test_what_is_refused(source: Path, tmp_path: Path) -> None:
         quantize_file(source, tmp_path / "out.onnx", images(8), settings("auto", 1.0))
     with pytest.raises(UserError, match='executorch has no kernels for scheme = "float16"; take int8_static or auto'):
         quantize_file(source, tmp_path / "out.pte", images(32), settings("float16", 1.0))
+    with pytest.raises(UserError, match="the float file would be lost; write to another file"):
+        quantize_file(source, source, images(32), settings("auto", 1.0))
     for scheme, message in (("mixed", "needs a recipe"), ("int8_statik", 'did you mean "int8_static"')):
         with pytest.raises(UserError, match=message):
             settings(scheme, 1.0)

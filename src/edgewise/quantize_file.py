@@ -5,8 +5,7 @@ There are no labels here, so what may be lost is agreement: the share of images 
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,18 +20,17 @@ from edgewise import data
 from edgewise.devices.base import Measurement
 from edgewise.devices.kernels import READERS, Kernels, kernels
 from edgewise.devices.measure import measure
-from edgewise.devices.runtimes import open_session
+from edgewise.devices.runtimes import files_of, open_session
 from edgewise.errors import DataError, UserError, nearest, one_line
-from edgewise.export.formats import FORMATS, check_installed
+from edgewise.export.formats import check_installed, shipped_as
 from edgewise.export.verify import compare_formats, outputs, require, rms_error
 from edgewise.files import write_bytes
 from edgewise.layout import SHIPPED
 from edgewise.progress import Progress
 from edgewise.quantize.auto import FLOAT, choose
 from edgewise.quantize.config import ALLOWED_PT, FEWEST_IMAGES, Quantize
-from edgewise.quantize.schemes import SCHEMES
+from edgewise.quantize.schemes import SCHEMES, schemes_for
 from edgewise.quantize.static import Quantizer
-from edgewise.recipe import CODES_ONLY
 
 KINDS = {".onnx": "onnx", **{Path(name).suffix: kind for kind, name in SHIPPED.items()}}
 JUDGED = 4  # one image of so many is not calibrated on: on them the files are compared
@@ -100,64 +98,64 @@ def quantize_file(
         ModelError: the file cannot be quantised, or not written so.
         CheckFailed: what was written for another runtime differs from the ONNX file.
     """
-    kind = _kind(out, config)
-    if not source.is_file():
-        raise UserError(f"{source}: no such file")
+    kind = _kind(source, out, config)
     count = len(images) // JUDGED
     if len(images) - count < FEWEST_IMAGES or not count:
         raise DataError(f"there are {len(images)} images, at least {FEWEST_IMAGES + FEWEST_IMAGES // 2} are needed")
     quantizer, judged = Quantizer(source, images[count:], config, progress), images[:count]
     expected = outputs(source, judged)
-
-    def agreement(path: Path) -> float:
-        return (outputs(path, judged).argmax(1) == expected.argmax(1)).double().mean().item()
-
+    side_by_side = partial(
+        measure,
+        runtime="openvino" if kind == "openvino" else "onnxruntime",
+        threads=threads,
+        seconds=seconds,
+        input_shape=(images.shape[1], images.shape[2], images.shape[3]),
+        progress=progress,
+    )
     with TemporaryDirectory(prefix="edgewise-") as temporary:
         folder = Path(temporary)
-
-        def as_shipped(path: Path) -> Path:
-            return path if kind == "onnx" else FORMATS[kind].write(path, path.with_suffix(out.suffix), images[count:])
-
-        def side_by_side(paths: Sequence[Path]) -> list[Measurement]:
-            first = shutil.copyfile(paths[0], folder / "float.onnx")
-            return timed([as_shipped(path) for path in (first, *paths[1:])])
-
-        timed = partial(
-            measure,
-            runtime="openvino" if kind == "openvino" else "onnxruntime",
-            threads=threads,
-            seconds=seconds,
-            input_shape=(images.shape[1], images.shape[2], images.shape[3]),
-            progress=progress,
-        )
-        if config.scheme == "auto":
-            choice = choose(
-                quantizer,
-                folder,
-                accuracy=agreement,
-                allowed_pt=ALLOWED_PT if config.max_drop is None else config.max_drop,
-                images=judged,
-                measure=side_by_side,
-                schemes=("int8_static",) if kind in CODES_ONLY else tuple(SCHEMES),
-                progress=progress,
-            )
-            scheme, made = choice.kept.label, choice.kept.path
-            if choice.kept.scheme == FLOAT:
-                made = Path(shutil.copyfile(source, folder / "kept.onnx"))
-        else:
-            scheme, made = config.scheme, SCHEMES[config.scheme].write(quantizer, folder / "made.onnx")
-        shipped = as_shipped(made)
+        scheme, made = _made(quantizer, folder, kind, judged, expected, side_by_side, progress)
+        shipped = shipped_as(kind, made, quantizer.images, folder)
         if shipped != made:
             require(compare_formats(made, shipped, judged, "float32" if scheme == FLOAT else "int8", kind))
         found = outputs(shipped, judged)
-        runtime = kind if kind in READERS else "onnxruntime"
-        computed = kernels(made, runtime) if kind == "onnx" or kind in READERS else None
-        for file in shipped.parent.glob(f"{shipped.stem}.*"):
-            if file.suffix in (out.suffix, ".bin"):
-                write_bytes(out.with_suffix(file.suffix), file.read_bytes())
-    whole, small = timed([source, out])
-    same = (found.argmax(1) == expected.argmax(1)).double().mean().item()
-    return QuantizedFile(scheme, same, rms_error(found, expected), count, computed, whole, small)
+        runtime = "onnxruntime" if kind == "onnx" else kind
+        computed = kernels(made, runtime) if runtime in READERS else None
+        for file in files_of(shipped):
+            write_bytes(out.with_suffix(file.suffix), file.read_bytes())
+    whole, small = side_by_side([source, out])
+    return QuantizedFile(scheme, _agreement(found, expected), rms_error(found, expected), count, computed, whole, small)
+
+
+def _made(
+    quantizer: Quantizer,
+    folder: Path,
+    kind: str,
+    judged: Tensor,
+    expected: Tensor,
+    side_by_side: Callable[[list[Path]], list[Measurement]],
+    progress: Progress | None,
+) -> tuple[str, Path]:
+    """Write the ONNX file of the scheme that is asked for, or chosen; return what it is called, and where it lies."""
+    config = quantizer.config
+    if config.scheme != "auto":
+        return config.scheme, SCHEMES[config.scheme].write(quantizer, folder / "made.onnx")
+    choice = choose(
+        quantizer,
+        folder,
+        accuracy=lambda path: _agreement(outputs(path, judged), expected),
+        allowed_pt=ALLOWED_PT if config.max_drop is None else config.max_drop,
+        images=judged,
+        measure=lambda paths: side_by_side([shipped_as(kind, path, quantizer.images, folder) for path in paths]),
+        schemes=schemes_for(kind),
+        progress=progress,
+    )
+    return choice.kept.label, choice.kept.path
+
+
+def _agreement(found: Tensor, expected: Tensor) -> float:
+    """Return the share of images that get the same class."""
+    return (found.argmax(1) == expected.argmax(1)).double().mean().item()
 
 
 def settings(scheme: str, max_drop: float) -> Quantize:
@@ -213,12 +211,16 @@ def read_inputs(path: Path) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _kind(out: Path, config: Quantize) -> str:
+def _kind(source: Path, out: Path, config: Quantize) -> str:
     """Return the format that a suffix stands for."""
+    if not source.is_file():
+        raise UserError(f"{source}: no such file")
+    if out.resolve() == source.resolve():
+        raise UserError(f"{out}: the float file would be lost; write to another file")
     if (suffix := out.suffix.lower()) not in KINDS:
         raise UserError(f'{out}: no format has the suffix "{out.suffix}"; {nearest(suffix, KINDS)}')
     kind = KINDS[suffix]
-    if kind in CODES_ONLY and config.scheme not in ("auto", "int8_static"):
+    if config.scheme not in ("auto", *schemes_for(kind)):
         raise UserError(f'{out}: {kind} has no kernels for scheme = "{config.scheme}"; take int8_static or auto')
     if kind != "onnx":
         check_installed(kind)

@@ -20,19 +20,18 @@ from edgewise.devices.runtimes import RUNTIMES
 from edgewise.distill.logits import Distill, LogitDistillation
 from edgewise.export import network
 from edgewise.export.compact import write
-from edgewise.export.formats import FORMATS
+from edgewise.export.formats import shipped_as
 from edgewise.export.onnx import export
 from edgewise.export.verify import TRAINED, compare_quantized, compare_simulation, network_outputs, outputs, require
-from edgewise.layout import ARTIFACT, SHIPPED
+from edgewise.layout import ARTIFACT
 from edgewise.models.onnx import OnnxNetwork
 from edgewise.quantize import Quantize, Quantizer, activation_cost, weight_bytes
 from edgewise.quantize.auto import FLOAT, STATIC, Candidate, Choice, choose, without_sensitive
 from edgewise.quantize.config import ALLOWED_PT
 from edgewise.quantize.mixed import MANY, write_mixed
 from edgewise.quantize.qat import Lsq
-from edgewise.quantize.schemes import SCHEMES
+from edgewise.quantize.schemes import SCHEMES, schemes_for
 from edgewise.quantize.sensitivity import IMAGES
-from edgewise.recipe import CODES_ONLY
 from edgewise.train import fit
 from edgewise.train.config import TrainConfig
 from edgewise.train.evaluate import evaluate
@@ -130,9 +129,7 @@ def _auto(context: Context, place: Place, config: Quantize, quantizer: Quantizer
     kind = context.recipe.format
 
     def side_by_side(paths: Sequence[Path]) -> list[Measurement]:
-        if kind != "onnx":  # as what they will be shipped as
-            suffix, write_as = Path(SHIPPED[kind]).suffix, FORMATS[kind].write
-            paths = [write_as(path, candidates / f"{path.stem}{suffix}", quantizer.images) for path in paths]
+        paths = [shipped_as(kind, path, quantizer.images, candidates) for path in paths]
         settings = {"runtime": step.runtime, "threads": step.threads, "input_shape": context.data.input_shape}
         return measure(paths, **settings, progress=context.progress)  # type: ignore[arg-type]
 
@@ -143,7 +140,7 @@ def _auto(context: Context, place: Place, config: Quantize, quantizer: Quantizer
         allowed_pt=allowed,
         images=context.checked(),
         measure=side_by_side,
-        schemes=(STATIC,) if kind in CODES_ONLY else tuple(SCHEMES),
+        schemes=schemes_for(kind),
         progress=context.progress,
     )
     if choice.kept.scheme == FLOAT:

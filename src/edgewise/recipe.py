@@ -26,6 +26,7 @@ from edgewise.prune.config import Prune
 from edgewise.prune.dhspg import Dhspg
 from edgewise.prune.hesso import Hesso
 from edgewise.quantize.config import Quantize
+from edgewise.quantize.schemes import CODES_ONLY, schemes_for
 from edgewise.sparse.config import Sparsify
 from edgewise.sparse.keep_zeros import KeepZeros
 from edgewise.train.config import TrainConfig
@@ -89,7 +90,6 @@ class Measure:
             raise ValueError(f"seconds = {self.seconds}: more than 0, at most 600")
 
 
-CODES_ONLY = ("executorch", "litert")  # formats that compute on codes or on floats, and store nothing else
 Step = Train | Prune | Sparsify | Quantize | Export | Measure
 STEPS: dict[str, type[Any]] = {
     "train": Train,
@@ -390,13 +390,13 @@ def _check_runtime(recipe: Recipe, source: str) -> None:
 
 def _check_formats(recipe: Recipe, source: str) -> None:
     """Refuse a scheme whose weights a format cannot hold as they are."""
-    fit = ("auto", "int8_static", "qat")
-    schemes = {step.scheme for step in recipe.step if isinstance(step, Quantize) and step.scheme not in fit}
+    schemes = {step.scheme for step in recipe.step if isinstance(step, Quantize)} - {"auto"}
     for position, step in enumerate(recipe.step):
-        if isinstance(step, Export) and step.format in CODES_ONLY and schemes:
+        held = ("qat", *schemes_for(step.format)) if isinstance(step, Export) else ()
+        if isinstance(step, Export) and step.format in CODES_ONLY and (others := schemes.difference(held)):
             raise RecipeError(
                 f'{source}: step.{position} (export): format = "{step.format}" has no kernels for scheme = '
-                f'"{min(schemes)}"; take int8_static, qat or auto, or format = "onnx"'
+                f'"{min(others)}"; take int8_static, qat or auto, or format = "onnx"'
             )
 
 

@@ -35,6 +35,14 @@ FORMATS: dict[str, Format] = {
 }
 
 
+def shipped_as(kind: str, path: Path, images: Tensor, folder: Path) -> Path:
+    """Return what is shipped of an ONNX file: itself, or what a format makes of it in a folder, if it is not there."""
+    if kind == "onnx":
+        return path
+    out = folder / f"{path.stem}{RUNTIMES[kind].suffixes[0]}"
+    return out if out.exists() else FORMATS[kind].write(path, out, images)
+
+
 def check_installed(kind: str) -> None:
     """Make sure that what writes and what runs a format are there; nothing is imported.
 

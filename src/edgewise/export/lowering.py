@@ -9,22 +9,23 @@ anew on every image; LiteRT's gives out codes, so that a range for them must be 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-import torch.ao.quantization.fx._decomposed
 from torch import Tensor, nn
 
 from edgewise.errors import ModelError, UserError
 from edgewise.export.compact import shorten_values_
-from edgewise.export.edit import Array, attribute, constant, known, like, only_reader, operand, readers
+from edgewise.export.edit import Array, attribute, constant, known, like, only_reader, operand, readers, replace
 from edgewise.models.onnx import OnnxNetwork
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+OPERATORS = "torch.ao.quantization.fx._decomposed"  # defines them; slow to import
 Q = torch.ops.quantized_decomposed
 LOW, HIGH = -128, 127
 SHIFT = 128  # from unsigned codes to signed ones
@@ -121,6 +122,7 @@ def lower(network: ir.Model, runtime: Runtime, images: Tensor | None = None) -> 
         UserError: images are needed, and there are none.
         UnsupportedOp: an operator is not known.
     """
+    importlib.import_module(OPERATORS)
     graph = network.graph
     shorten_values_(graph, "t_")  # the exporters make Python of these names, and "as" or "in" are none
     weights = dict(_constant_codes(graph))
@@ -158,7 +160,7 @@ def _constant_codes(graph: ir.Graph) -> Iterator[tuple[str, tuple[Array, Array, 
         shifted = codes.astype(np.int32) - (0 if zero_point is None else zero_point.astype(np.int32).reshape(spread))
         name = str(node.outputs[0].name)
         value = constant(graph, (shifted * scale.reshape(spread)).astype(np.float32), name)
-        _take_over(graph, node, value)
+        replace(graph, node, value)
         if scale.ndim and codes.ndim > 1 and np.abs(shifted).max(initial=0) <= HIGH:  # others stay floats
             yield str(value.name), (shifted.astype(np.int8), scale, axis)
 
@@ -185,7 +187,7 @@ def _pad_floats(graph: ir.Graph) -> None:
         codes = ir.node("QuantizeLinear", [padded.outputs[0], *source.inputs[1:]])
         graph.insert_before(pad, [floats, padded, codes])
         codes.outputs[0].name = f"{pad.outputs[0].name}_codes"
-        _take_over(graph, pad, codes.outputs[0])
+        replace(graph, pad, codes.outputs[0])
 
 
 def _alike_in_concatenations(graph: ir.Graph) -> None:
@@ -229,8 +231,8 @@ def _codes(graph: ir.Graph) -> dict[str, nn.Module]:
                 use.node.replace_input_with(use.idx, floats)
             if back.outputs[0].is_graph_output():
                 floats = _passed_on(graph, back, codes, f"{codes.name}_{len(taps)}")
+                replace(graph, back, floats)  # it takes the output's name
                 taps[str(floats.name)] = Decode(*params)
-                _take_over(graph, back, floats)
             else:
                 graph.remove(back, safe=True)
         graph.remove(quantize, safe=True)
@@ -276,17 +278,6 @@ def _passed_on(graph: ir.Graph, before: ir.Node, value: ir.Value | None, name: s
     return same.outputs[0]
 
 
-def _take_over(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Let whatever reads a node's output read another value, and take the node away."""
-    import onnx_ir as ir
-
-    old = node.outputs[0]
-    if old.is_graph_output():
-        graph.outputs[:] = [value if output is old else output for output in graph.outputs]
-    ir.convenience.replace_all_uses_with(old, value)
-    graph.remove(node, safe=True)
-
-
 def _as_linear(graph: ir.Graph, name: str, codes: Array, scale: Array, axis: int) -> tuple[Array, Array, int]:
     """Return a product's weights as linear layers have them, ``[K, C]``, and let it read them so."""
     import onnx_ir as ir
@@ -301,7 +292,7 @@ def _as_linear(graph: ir.Graph, name: str, codes: Array, scale: Array, axis: int
         value.const_value = ir.Tensor(np.ascontiguousarray(known(value).T), name=name)
         linear = ir.node("Gemm", list(product.inputs), attributes={"transB": 1}, name=product.name)
         graph.insert_before(product, linear)
-        _take_over(graph, product, like(linear.outputs[0], product.outputs[0]))
+        replace(graph, product, like(linear.outputs[0], product.outputs[0]))
     return codes, scale, axis
 
 

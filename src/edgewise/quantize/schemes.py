@@ -44,3 +44,10 @@ SCHEMES: dict[str, Scheme] = {
     "float16": Scheme("weights stored as float16, float32 computed with", "float16", partial(_stored, "float16")),
     "bfloat16": Scheme("weights stored as bfloat16, float32 computed with", "bfloat16", partial(_stored, "bfloat16")),
 }
+
+CODES_ONLY = ("executorch", "litert")  # formats that compute on codes or on floats, and store nothing else
+
+
+def schemes_for(kind: str) -> tuple[str, ...]:
+    """Return the names of the schemes whose files a format can hold as they are."""
+    return ("int8_static",) if kind in CODES_ONLY else tuple(SCHEMES)
