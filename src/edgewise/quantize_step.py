@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from edgewise.context import Context, Place, Result, dicts, row
@@ -32,6 +31,8 @@ from edgewise.quantize.mixed import MANY, write_mixed
 from edgewise.quantize.qat import Lsq
 from edgewise.quantize.schemes import SCHEMES, schemes_for
 from edgewise.quantize.sensitivity import IMAGES
+from edgewise.quantize.simulate import integer_outputs
+from edgewise.quantize.ties import avoid_ties_
 from edgewise.train import fit
 from edgewise.train.config import TrainConfig
 from edgewise.train.evaluate import evaluate
@@ -59,8 +60,7 @@ def quantize_step(context: Context, place: Place, config: Quantize) -> Result:
             layers = found.integer + found.floating
             notes.append(f"{found.floating} of {layers} layers compute on floats in {RUNTIMES[runtime].title}")
         inputs = context.checked()
-        with torch.no_grad():
-            expected = torch.cat([simulated(part) for part in torch.split(inputs, QAT_BATCH)])
+        expected = integer_outputs(simulated, inputs, QAT_BATCH)
         whole = network_outputs(model, inputs)
         checks += compare_simulation(expected, outputs(artifact, inputs), made["precision"], whole=whole)
     require(checks)
@@ -205,6 +205,7 @@ def _train(context: Context, place: Place, config: Quantize, quantizer: Quantize
         progress=context.progress,
     )
     assert isinstance(trained, OnnxNetwork)
+    avoid_ties_(trained, quantizer.sites())
     after = _accuracy(context, trained)
     said = f"on held-out images {before:.2%} before training for int8, {after:.2%} after it"
     return (trained, [said]) if after >= before else (simulated, [f"undone: {said}"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.export.onnx import export
+from edgewise.models.onnx import OnnxNetwork
 from export.nets import images
 
 
@@ -67,6 +68,15 @@ def everything(seed: int = 0) -> nn.Module:
 def write_everything(folder: Path) -> Path:
     """Write its float file, with the names of its layers."""
     return export(everything(), images(1), folder / "everything.onnx", names=True)
+
+
+def on_codes(simulated: OnnxNetwork, x: Tensor) -> Tensor:
+    """Return images whose numbers have codes: of others, runtimes round one in 100,000 to another code."""
+    tap = simulated.tapped(simulated.input)
+    assert tap is not None
+    with torch.no_grad():
+        rounded: Tensor = tap(x)
+    return rounded
 
 
 def optimized(path: Path, folder: Path, level: str = "EXTENDED") -> Counter[str]:

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.export.onnx import export
-from edgewise.export.verify import outputs, rms_error
+from edgewise.export.verify import outputs, relative_error, rms_error
 from edgewise.quantize import Quantize, Quantizer
 from edgewise.quantize.mixed import write_mixed
 from edgewise.quantize.observe import OBSERVERS
 from edgewise.quantize.schemes import SCHEMES
+from edgewise.quantize.simulate import integer_outputs
 from export.nets import images
+from quantize.nets import on_codes
 
 WIDTH = 8
 
@@ -77,6 +79,7 @@ OPTIONS = {
     "both": Quantize(rounding="adaround", equalize=True, **QUICK),  # type: ignore[arg-type]
     "uncorrected": Quantize(correct_bias=False),
     "reduce_range": Quantize(reduce_range=True),
+    "bit_exact": Quantize(bit_exact=True),
 }
 LARGEST_ERROR = {"int4_weight": 0.35}
 
@@ -118,6 +121,17 @@ def test_observers_and_options(option: str, source: Path, tmp_path: Path) -> Non
     before = calibration.clone()
     holds(source, lambda out: Quantizer(source, calibration, OPTIONS[option]).write(out), tmp_path, 0.15)
     assert torch.equal(calibration, before)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_integers_are_the_same_everywhere(runtime: str, source: Path, tmp_path: Path) -> None:
+    """Weights have 7 bits, so that no processor saturates; OpenVINO's normalisations are not ONNX Runtime's."""
+    quantizer = Quantizer(source, images(16, seed=1), Quantize(bit_exact=True, reduce_range=True))
+    simulated = quantizer.simulated()
+    x = on_codes(simulated, images(256, seed=2))
+    found = outputs(quantizer.write(tmp_path / "int8.onnx", simulated=simulated), x, runtime=runtime)
+    floats = runtime == "openvino" and source.parent.name.startswith("attention")
+    assert relative_error(found, integer_outputs(simulated, x, batch=64)) < (0.05 if floats else 1e-6)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "adaround"])

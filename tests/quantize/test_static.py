@@ -97,13 +97,15 @@ def test_a_convolution_computes_what_integers_compute(one_conv: Path) -> None:
 
 
 def test_weights_are_rounded_to_127_steps_of_each_channels_largest(one_conv: Path) -> None:
+    """Steps are up to 0.2 % larger, so that no sum lies between two codes."""
     graph, arrays = constants(one_conv)
     (conv,) = (node for node in graph.node if node.op_type == "Conv")
     codes, scale, _ = quantization_of(graph, arrays, conv.input[1])
     weight = OneConv().conv.weight.detach().numpy()
     largest = np.abs(weight).max((1, 2, 3))
     alive = largest > 0
-    np.testing.assert_allclose(scale[alive], largest[alive] / 127, rtol=1e-6)
+    steps = scale[alive] / (largest[alive] / 127)
+    assert ((steps > 1 - 1e-6) & (steps < 1.002)).all()
     assert np.abs(codes[alive]).max((1, 2, 3)).tolist() == [127] * int(alive.sum())
     assert not codes[~alive].any()
     error = np.abs(codes * scale[:, None, None, None] - weight)

@@ -12,7 +12,7 @@ import torch
 
 from edgewise.export.edit import constant, known, like, operand
 from edgewise.export.read import allow_four_bits_
-from edgewise.quantize.rewrite import gate_codes_, keep_floats_, pad_codes_
+from edgewise.quantize.rewrite import gate_codes_, keep_floats_, pad_codes_, round_before_additions_
 from edgewise.quantize.simulate import FEW_BITS, FakeQuantize, FakeQuantizeBias
 
 if TYPE_CHECKING:
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from edgewise.quantize.sites import Layer, Sites
 
 
-def to_qdq(network: ir.Model, sites: Sites, simulated: OnnxNetwork) -> ir.Model:
+def to_qdq(network: ir.Model, sites: Sites, simulated: OnnxNetwork, bit_exact: bool = False) -> ir.Model:
     """Turn the float graph, in place, into one that computes what the simulation does, and return it.
 
     Args:
         network: the prepared float network.
         sites: that were found in it.
         simulated: it holds the weights, and the scales of all that becomes codes.
+        bit_exact: whether additions shall be kept out of the kernels of convolutions.
     """
     graph = network.graph
     _take_weights(graph, simulated)
@@ -46,6 +47,8 @@ def to_qdq(network: ir.Model, sites: Sites, simulated: OnnxNetwork) -> ir.Model:
     pad_codes_(graph)
     gate_codes_(graph)
     keep_floats_(graph)
+    if bit_exact:
+        round_before_additions_(graph)
     return network
 
 
@@ -66,7 +69,7 @@ def _store_weights(graph: ir.Graph, layer: Layer, values: dict[str, ir.Value], s
             continue
         assert isinstance(tap, FakeQuantize | FakeQuantizeBias)
         codes = tap.codes(simulated.weight(name).detach()).cpu().numpy()
-        scale = tap.scale.detach().reshape(-1).cpu().numpy()
+        scale = tap.scale.detach().float().reshape(-1).cpu().numpy()
         kind = np.int8 if isinstance(tap, FakeQuantize) else np.int32
         (reader,) = {use.node for use in values[name].uses()}
         few = isinstance(tap, FakeQuantize) and tap.spec.bits <= FEW_BITS

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgewise.export.edit import attribute, constant, known, like, only_reader, producer
-from edgewise.quantize.sites import GATE_STEPS
+from edgewise.quantize.sites import CLAMPS, GATE_STEPS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -61,6 +61,34 @@ def gate_codes_(graph: ir.Graph) -> None:
         graph.remove([after, gate], safe=True)
 
 
+def round_before_additions_(graph: ir.Graph) -> None:
+    """Let what convolutions make be rounded before it is added to something.
+
+    OpenVINO adds within the convolution's kernel, to what has not been rounded yet, and so other codes come out than in
+    ONNX Runtime. A MaxPool of one pixel on the codes stands in the way; it costs its own time.
+    """
+    import onnx_ir as ir
+
+    for addition in list(graph):
+        for value in addition.inputs if addition.op_type == "Add" else ():
+            dequantize = producer(value, "DequantizeLinear")
+            quantize = producer(dequantize.inputs[0], "QuantizeLinear") if dequantize is not None else None
+            if dequantize is None or quantize is None or not _by_convolution(quantize):
+                continue
+            codes = quantize.outputs[0]
+            same = ir.node("MaxPool", [codes], attributes={"kernel_shape": [1, 1]})
+            graph.insert_before(dequantize, same)
+            dequantize.replace_input_with(0, like(same.outputs[0], codes))
+
+
+def _by_convolution(quantize: ir.Node) -> bool:
+    """Say whether what becomes codes comes out of a convolution, clamped or not."""
+    node = quantize.inputs[0].producer() if quantize.inputs[0] is not None else None
+    while node is not None and node.op_type in CLAMPS:
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node is not None and node.op_type == "Conv"
+
+
 def keep_floats_(graph: ir.Graph) -> None:
     """Let layers whose weights are floats compute on floats between codes as well.
 
@@ -75,7 +103,7 @@ def keep_floats_(graph: ir.Graph) -> None:
         if known(weight) is None or producer(layer.inputs[0], "DequantizeLinear") is None:
             continue
         last, reader = layer.outputs[0], only_reader(layer.outputs[0])
-        while reader is not None and reader.op_type in ("Relu", "Clip"):
+        while reader is not None and reader.op_type in CLAMPS:
             last, reader = reader.outputs[0], only_reader(reader.outputs[0])
         if reader is not None and reader.op_type == "QuantizeLinear":
             same = ir.node("LeakyRelu", [last], attributes={"alpha": 1.0})

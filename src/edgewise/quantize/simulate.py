@@ -7,6 +7,7 @@ against it.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from edgewise.errors import ModelError
 from edgewise.models.onnx import OnnxNetwork
 from edgewise.progress import Progress
-from edgewise.quantize.affine import WHOLE, QParams, QSpec, choose, fake_quantize, quantize
+from edgewise.quantize.affine import WHOLE, QParams, QSpec, choose, dequantize, fake_quantize, quantize
 from edgewise.quantize.observe import OBSERVERS, Observer, Range, least_squares
 from edgewise.quantize.sites import Layer, Sites
 
@@ -76,18 +77,18 @@ class FakeQuantizeBias(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """The step of each sum, ``[K]``; or one for all."""
+        """The step of each sum, ``[K]`` float64; or one for all."""
         input, weight = self.taps
-        return (input.scale * weight.scale).reshape(-1)
+        return (input.scale.double() * weight.scale.double()).reshape(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the codes stand for; float32 tells up to 24 of their bits apart, as it does with sums."""
         scale = self.scale.detach()
-        return x + ((x / scale).round() * scale - x).detach()
+        return x + ((x / scale).round() * scale - x).detach().to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         """Return the codes, int32."""
-        return (x.double() / self.scale.double()).round().to(torch.int32)
+        return (x / self.scale).round().to(torch.int32)
 
 
 class _Watch(nn.Module):
@@ -194,6 +195,37 @@ def attach(network: OnnxNetwork, sites: Sites, ranges: Mapping[str, Range], bits
             step = (bias / (given.scale.detach() * LARGEST_BIAS)).reshape(tap.scale.shape)
             tap.scale.data = torch.maximum(tap.scale.data, step)
             network.tap(layer.bias, FakeQuantizeBias(given, tap))
+
+
+def integer_outputs(network: OnnxNetwork, inputs: Tensor, batch: int) -> Tensor:
+    """Compute what integer kernels do, ``[N, ...]`` float32: weights are their codes, and sums are in float64.
+
+    Sums in float32 err by more than lies between one and the middle of two codes (`edgewise.quantize.ties`).
+
+    Args:
+        network: a simulation, which is left as it is.
+        inputs: ``[N, C, H, W]`` float32; they become codes in float32, as runtimes do it.
+        batch: how many images are computed at a time.
+    """
+    exact = copy.deepcopy(network).cpu()
+    for name in exact.floats:
+        tap, weight = exact.tapped(name), exact.weight(name).detach()
+        if isinstance(tap, FakeQuantizeBias):
+            weight = tap.codes(weight) * tap.scale.detach()
+        elif isinstance(tap, FakeQuantize):
+            weight = dequantize(tap.codes(weight), QParams(tap.scale.detach().double(), tap.zero_point), tap.spec)
+        if tap is not None:
+            exact.untap(name)
+            exact.weight(name).data = weight.double()
+    given = exact.tapped(exact.input)
+    if given is not None:
+        exact.untap(exact.input)
+    exact.double()
+    outputs = []
+    with torch.no_grad():
+        for part in torch.split(inputs, batch):
+            outputs.append(exact((part if given is None else given(part)).double()).float())
+    return torch.cat(outputs)
 
 
 @contextmanager

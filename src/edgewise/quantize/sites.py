@@ -120,7 +120,7 @@ def find_sites(graph: ir.Graph, exclude: Collection[str] = ()) -> Sites:
     found.gates = [str(node.outputs[0].name) for node in found.operators if node.op_type == "HardSigmoid"]
     for node in found.operators:
         moved = node.inputs[0] if node.op_type in MOVES else None
-        for value in () if node in found.clamps else _operands(node):
+        for value in () if node in found.clamps else operands(node):
             found.scales.setdefault(str(value.name), str(value.name))
         if _clamp_behind(node, on_codes) is not None or _stays_float(node, on_codes):
             continue
@@ -148,7 +148,7 @@ def _follows(node: ir.Node, on_codes: set[ir.Node]) -> bool:
     """Say whether an operator computes on codes because what it reads is codes, or most of it."""
     if node.op_type not in (*ARITHMETIC, *MOVES) or not _has_kernel(node):
         return False
-    return max(_operands(node), key=_numbers).producer() in on_codes
+    return max(operands(node), key=_numbers).producer() in on_codes
 
 
 def _has_kernel(node: ir.Node) -> bool:
@@ -163,7 +163,7 @@ def _has_kernel(node: ir.Node) -> bool:
     return True
 
 
-def _operands(node: ir.Node) -> list[ir.Value]:
+def operands(node: ir.Node) -> list[ir.Value]:
     """List the tensors that an operator computes on, its weights and settings apart."""
     every = node.op_type in ("Add", "Mul", "Concat") or (node.op_type == "MatMul" and known(node.inputs[1]) is None)
     return [value for value in (node.inputs if every else node.inputs[:1]) if value is not None]

@@ -37,6 +37,7 @@ from edgewise.quantize.prepare import LAYERS, layers, prepare
 from edgewise.quantize.qdq import to_qdq
 from edgewise.quantize.simulate import attach, calibrate, weight_bits
 from edgewise.quantize.sites import GATE_STEPS, Sites, find_sites
+from edgewise.quantize.ties import avoid_ties_
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -140,6 +141,7 @@ class Quantizer:
         ranges = self.ranges  # first: what the file cannot do is told from here
         network, sites = OnnxNetwork(self._prepared.graph), self.sites(exclude)
         attach(network, sites, ranges, bits or (REDUCED_BITS if self.config.reduce_range else 8))
+        avoid_ties_(network, sites)
         widths = {name: weight_bits(network, layer) for name, layer in sites.layers.items()}
         if (rounding or self.config.rounding) == "adaround":
             self._round_(network, sites, widths)
@@ -182,7 +184,7 @@ class Quantizer:
         """
         network = self.prepared()
         sites = find_sites(network.graph, {*self.config.exclude, *exclude})
-        return write(to_qdq(network, sites, simulated or self.simulated(exclude)), out)
+        return write(to_qdq(network, sites, simulated or self.simulated(exclude), self.config.bit_exact), out)
 
 
 def quantize_static(
