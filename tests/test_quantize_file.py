@@ -23,7 +23,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_a_file_is_written_compared_and_measured(suffix: str, source: Path, tmp_path: Path) -> None:
     out, x = tmp_path / f"small{suffix}", images(64)
-    found = quantize_file(source, out, x, settings("int8_static", 1.0), seconds=0.1)
+    found = quantize_file(source, out, x, settings("int8_static", bit_exact=True), seconds=0.1)
     assert (found.scheme, found.judged, found.kernels) == ("int8_static", 16, Kernels(integer=8, floating=0))
     there = outputs(out, x[:16], runtime="openvino" if suffix == ".xml" else "onnxruntime")
     assert found.error == pytest.approx(rms_error(there, outputs(source, x[:16])))

@@ -11,6 +11,7 @@ import edgewise
 import small_run
 from edgewise import cli, recipe
 from edgewise.check import check as check_run
+from edgewise.devices.local import sums_saturate
 
 STEPS = """
 model = "{folder}/network.py:tiny"
@@ -65,6 +66,8 @@ def test_training_for_int8_is_proved_against_what_was_trained(trained: Path) -> 
     manifest = json.loads((out / "manifest.json").read_text())
     names = [check["name"] for check in manifest["checks"]]
     assert any("int8 trained logits equal the simulation's" in name for name in names)
+    exact = [check for check in manifest["checks"] if "computes the codes of its simulation" in check["name"]]
+    assert [check["value"] > 0.98 for check in exact] == ([] if sums_saturate() else [True])
     assert any("training for int8" in note for row in results["rows"] for note in row["notes"])
 
 

@@ -257,6 +257,7 @@ def quantize(
     scheme: Annotated[str, typer.Option(help="auto, int8_static, int8_dynamic, int8_weight, float16 ...")] = "auto",
     images: Annotated[int, typer.Option(help="How many are used; a quarter of them to compare the files.")] = 256,
     max_drop: Annotated[float, typer.Option(help="Of auto: points of agreement with the float file.")] = 1.0,
+    bit_exact: Annotated[bool, typer.Option("--bit-exact", help="Same codes in OpenVINO; some time more.")] = False,
     threads: Annotated[int, typer.Option(help="Threads; the process is held to as many cores.")] = 1,
     seconds: Annotated[float, typer.Option(help="How long the files are measured, at least.")] = 3.0,
     as_json: Json = False,
@@ -269,7 +270,7 @@ def quantize(
 
     if (data is None) == (inputs is None):
         raise UserError("give images to calibrate on: --data DATA or --inputs FILE.npy")
-    config = settings(scheme, max_drop)
+    config = settings(scheme, max_drop, bit_exact=bit_exact)
     try:
         Measure(threads=threads, seconds=seconds)
     except ValueError as error:

@@ -158,7 +158,7 @@ def _agreement(found: Tensor, expected: Tensor) -> float:
     return (found.argmax(1) == expected.argmax(1)).double().mean().item()
 
 
-def settings(scheme: str, max_drop: float) -> Quantize:
+def settings(scheme: str, max_drop: float = ALLOWED_PT, *, bit_exact: bool = False) -> Quantize:
     """Return how to quantise without a recipe.
 
     Raises:
@@ -170,7 +170,8 @@ def settings(scheme: str, max_drop: float) -> Quantize:
             needs if scheme in ("qat", "mixed") else f'scheme "{scheme}" is unknown; {nearest(scheme, known)}'
         )
     try:
-        return Quantize(scheme=scheme, max_drop=max_drop if scheme == "auto" else None)  # type: ignore[arg-type]
+        drop = max_drop if scheme == "auto" else None
+        return Quantize(scheme=scheme, max_drop=drop, bit_exact=bit_exact)  # type: ignore[arg-type]
     except ValueError as error:
         raise UserError(f"--{error}") from error
 

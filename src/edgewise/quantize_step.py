@@ -14,6 +14,7 @@ from torch import nn
 from edgewise.context import Context, Place, Result, dicts, row
 from edgewise.devices.base import Measurement
 from edgewise.devices.kernels import kernels
+from edgewise.devices.local import sums_saturate
 from edgewise.devices.measure import measure
 from edgewise.devices.runtimes import RUNTIMES
 from edgewise.distill.logits import Distill, LogitDistillation
@@ -21,7 +22,15 @@ from edgewise.export import network
 from edgewise.export.compact import write
 from edgewise.export.formats import shipped_as
 from edgewise.export.onnx import export
-from edgewise.export.verify import TRAINED, compare_quantized, compare_simulation, network_outputs, outputs, require
+from edgewise.export.verify import (
+    TRAINED,
+    compare_codes,
+    compare_quantized,
+    compare_simulation,
+    network_outputs,
+    outputs,
+    require,
+)
 from edgewise.layout import ARTIFACT
 from edgewise.models.onnx import OnnxNetwork
 from edgewise.quantize import Quantize, Quantizer, activation_cost, weight_bytes
@@ -62,7 +71,10 @@ def quantize_step(context: Context, place: Place, config: Quantize) -> Result:
         inputs = context.checked()
         expected = integer_outputs(simulated, inputs, QAT_BATCH)
         whole = network_outputs(model, inputs)
-        checks += compare_simulation(expected, outputs(artifact, inputs), made["precision"], whole=whole)
+        computed = outputs(artifact, inputs)
+        checks += compare_simulation(expected, computed, made["precision"], whole=whole)
+        if quantizer.sites().whole and not found.floating and not sums_saturate():
+            checks.append(compare_codes(expected, computed, made["precision"]))
     require(checks)
     base = row(context, model, context.artifact_accuracy(artifact, context.data.test))
     figures = {

@@ -19,7 +19,7 @@ from edgewise.export.lowering import Decode, DynamicCodes, Encode, Runtime, Weig
 from edgewise.export.onnx import export
 from edgewise.export.verify import compare_formats, outputs, relative_error, rms_error
 from edgewise.layout import SHIPPED
-from edgewise.quantize import Quantizer
+from edgewise.quantize import Quantize, Quantizer
 from export.nets import images
 from quantize.nets import write_everything
 
@@ -72,6 +72,16 @@ def test_without_products_no_code_differs(quantizer: Quantizer, tmp_path: Path) 
     network = lowered(path, "executorch")
     assert count(network, DynamicCodes) == 0
     assert rms_error(computed(network, x), computed(quantizer.simulated(products), x)) < 1e-6
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES_OF_TORCH)
+def test_what_keeps_operators_apart_elsewhere_is_taken_away(
+    runtime: Runtime, quantizer: Quantizer, quantized: Path, tmp_path: Path
+) -> None:
+    apart = Quantizer(quantizer.path, quantizer.images, Quantize(bit_exact=True)).write(tmp_path / "apart.onnx")
+    assert apart.stat().st_size > quantized.stat().st_size
+    x = images(8, seed=4)
+    assert torch.equal(computed(lowered(apart, runtime), x), computed(lowered(quantized, runtime), x))
 
 
 def test_every_layer_has_its_codes(quantizer: Quantizer, quantized: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from edgewise.export.onnx import export
-from edgewise.export.verify import outputs, relative_error
+from edgewise.export.verify import compare_codes, compare_simulation, outputs, relative_error
 from edgewise.quantize import Quantize, Quantizer
 from edgewise.quantize.observe import Range
 from edgewise.quantize.simulate import FakeQuantize, integer_outputs
@@ -136,6 +136,21 @@ def test_scales_hardly_move(streams: Quantizer, monkeypatch: pytest.MonkeyPatch)
     moved = {name: abs(after[name] / scale - 1) for name, scale in before.items()}
     assert 0 < max(moved.values()) <= 0.01
     assert np.median(list(moved.values())) < 0.002
+
+
+def test_a_small_fault_of_one_layer_is_found(streams: Quantizer, tmp_path: Path) -> None:
+    """A bias that is off by half a code costs less than quantising does, but leaves hardly an image as it was."""
+    simulated = streams.simulated()
+    x = on_codes(simulated, images(64, seed=2))
+    expected, whole = integer_outputs(simulated, x, batch=64), outputs(streams.path, x)
+    assert streams.sites().whole
+    layer = list(streams.sites().layers.values())[1]
+    half = 0.5 * scale_of(simulated)[streams.sites().scales[layer.output]]
+    for fault, sound in ((0.0, True), (half, False)):
+        simulated.weight(layer.bias).data += fault
+        found = outputs(streams.write(tmp_path / "int8.onnx", simulated=simulated), x)
+        assert all(check.passed for check in compare_simulation(expected, found, whole=whole))
+        assert compare_codes(expected, found, "int8").passed == sound
 
 
 def test_additions_are_kept_out_of_convolutions_only_where_it_is_asked_for(streams: Quantizer, tmp_path: Path) -> None:

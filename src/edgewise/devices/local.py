@@ -130,6 +130,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def sums_saturate() -> bool:
+    """Say whether integer kernels may cut sums off: on x86 without VNNI two products are added in 16 bits."""
+    flags = _cpu_flags()
+    return "avx2" in flags and not {"avx_vnni", "avx512_vnni"} & set(flags)
+
+
 @cache
 def cpu_name() -> str:
     """Return the processor's name as the system knows it, or the board's: ARM processors do not say theirs."""

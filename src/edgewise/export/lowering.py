@@ -10,6 +10,7 @@ anew on every image; LiteRT's gives out codes, so that a range for them must be 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -127,6 +128,7 @@ def lower(network: ir.Model, runtime: Runtime, images: Tensor | None = None) -> 
     shorten_values_(graph, "t_")  # the exporters make Python of these names, and "as" or "in" are none
     weights = dict(_constant_codes(graph))
     _pad_floats(graph)
+    _without_bounds(graph)
     if runtime == "executorch":
         _alike_in_concatenations(graph)
     taps = _codes(graph)
@@ -188,6 +190,15 @@ def _pad_floats(graph: ir.Graph) -> None:
         graph.insert_before(pad, [floats, padded, codes])
         codes.outputs[0].name = f"{pad.outputs[0].name}_codes"
         replace(graph, pad, codes.outputs[0])
+
+
+def _without_bounds(graph: ir.Graph) -> None:
+    """Take away poolings of one pixel, which only keep operators apart in other runtimes."""
+    for node in list(graph):
+        if node.op_type == "MaxPool" and math.prod(attribute(node, "kernel_shape", [])) == 1:
+            source = node.inputs[0]
+            if source is not None and not attribute(node, "strides", None):
+                replace(graph, node, source)
 
 
 def _alike_in_concatenations(graph: ir.Graph) -> None:

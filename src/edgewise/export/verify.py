@@ -23,6 +23,7 @@ from edgewise.train.forward import forward
 
 BATCH = 64
 TRAINED, FOUR_BITS = "int8 trained", "int4 weights"  # artifacts that may differ more from the float network
+SAME_CODES = 1e-5  # of the largest logit: what the last product's floats may differ by
 ROUNDED, COST_SHARE = 0.02, 0.6  # of the logits, and of what quantising costs: what rounding the other way may change
 SOUND, LOOSE = (0.8, 0.3), (0.5, 1.0)  # the least share of equal classes, the largest error of the logits
 
@@ -167,10 +168,10 @@ def compare_simulation(
 ) -> list[Check]:
     """Find how far a file's outputs in a runtime are from those of the network that simulates it.
 
-    Both compute the same, but a sum that lies between two codes may be rounded either way, and the layers that follow
-    multiply the difference: a deep network's codes differ between two runtimes, and between one runtime's own fused
-    and unfused kernels. (MobileNetV2's logits: 0.04 of their root mean square, where quantising costs 0.09.) So no more
-    is allowed than a share of what quantising costs. What breaks one layer a little may still be within that.
+    Both compute the same, but where floats are computed with on the way, or another runtime has other kernels, a number
+    that lies between two codes may be rounded either way, and the layers that follow multiply the difference. So no
+    more is allowed than a share of what quantising costs. What breaks one layer a little may still be within that;
+    `compare_codes` finds it, where codes are all that there is.
 
     Args:
         expected: logits ``[N, classes]`` of the simulation.
@@ -209,6 +210,25 @@ def compare_simulation(
             detail,
         ),
     ]
+
+
+def compare_codes(expected: Tensor, found: Tensor, precision: str, *, share: float = 0.5) -> Check:
+    """Find on how many images a file computes the very codes of its simulation.
+
+    It is for networks that compute on codes from end to end, with exact sums (`edgewise.quantize.ties`): a fault of a
+    single layer, however small, changes every image; what is left to the order of float operations next to none.
+
+    Args:
+        expected: logits ``[N, classes]`` of the simulation in integers.
+        found: those of the file.
+        precision: what the file is called.
+        share: of the images, at least.
+    """
+    _require_same_shape(found, expected)
+    furthest = (found - expected).abs().flatten(1).amax(1)
+    same = (furthest <= SAME_CODES * expected.abs().max()).double().mean().item()
+    name = f"{precision} file computes the codes of its simulation"
+    return Check(name, same >= share, same, share, "of images, at least", f"{len(found)} images")
 
 
 def compare_formats(

@@ -76,6 +76,7 @@ class Sites:
         scales: for each tensor of codes, the tensor whose scale and zero point it has: its own, or what was moved.
         clamps: those of the operators that nothing is left to do for, if the codes' range ends where they clamp.
         gates: what hard sigmoids make of codes: their own codes reach from 0 to just below 1, whatever is seen.
+        whole: whether nothing that is computed on floats becomes codes again.
     """
 
     layers: dict[str, Layer] = field(default_factory=dict)
@@ -84,6 +85,7 @@ class Sites:
     scales: dict[str, str] = field(default_factory=dict)
     clamps: list[ir.Node] = field(default_factory=list)
     gates: list[str] = field(default_factory=list)
+    whole: bool = True
 
     @property
     def observed(self) -> list[str]:
@@ -118,6 +120,13 @@ def find_sites(graph: ir.Graph, exclude: Collection[str] = ()) -> Sites:
     found.operators = [node for node in nodes if node in on_codes]
     found.clamps = [node for node in found.operators if node.op_type in CLAMPS and _before(node, on_codes) is not None]
     found.gates = [str(node.outputs[0].name) for node in found.operators if node.op_type == "HardSigmoid"]
+    found.whole = not any(
+        reader in on_codes
+        for node in nodes
+        if node not in on_codes
+        for value in node.outputs
+        for reader in readers(value)
+    )
     for node in found.operators:
         moved = node.inputs[0] if node.op_type in MOVES else None
         for value in () if node in found.clamps else operands(node):
