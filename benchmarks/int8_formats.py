@@ -28,7 +28,8 @@ from edgewise.export.formats import FORMATS
 from edgewise.export.onnx import export
 from edgewise.export.verify import outputs, rms_error
 from edgewise.layout import SHIPPED
-from edgewise.quantize import Quantizer
+from edgewise.quantize import Quantize, Quantizer
+from edgewise.quantize.schemes import CODES_ONLY
 from int8_agreement import CALIBRATION, load
 from int8_grid import NETWORKS
 
@@ -55,10 +56,14 @@ def rows_of(model: nn.Module, images: Tensor, judged: Tensor, seconds: float) ->
         folder = Path(temporary)
         source = export(model, images[:1], folder / "float32.onnx", names=True)
         int8 = Quantizer(source, images).write(folder / "int8.onnx")
-        files = {("onnxruntime", "float32"): source, ("onnxruntime", "int8"): int8}
+        apart = Quantizer(source, images, Quantize(bit_exact=True)).write(folder / "bit_exact.onnx")
+        forms = {"float32": source, "int8": int8, "int8 bit_exact": apart}
+        files = {("onnxruntime", precision): path for precision, path in forms.items()}
         took = dict.fromkeys(files, 0.0)
         for runtime, form in FORMATS.items():
-            for precision, onnx in (("float32", source), ("int8", int8)):
+            for precision, onnx in forms.items():
+                if onnx == apart and runtime in CODES_ONLY:  # it is the same as int8 there
+                    continue
                 inside = folder / runtime / precision
                 inside.mkdir(parents=True)
                 started = time.perf_counter()
