@@ -28,6 +28,9 @@ from edgewise.prune.hesso import Hesso
 from edgewise.quantize.config import Quantize
 from edgewise.quantize.schemes import CODES_ONLY, schemes_for
 from edgewise.sparse.config import Sparsify
+from edgewise.sparse.flipout import FlipOut
+from edgewise.sparse.gradual import Gradual
+from edgewise.sparse.hoyer import HoyerSquare
 from edgewise.sparse.keep_zeros import KeepZeros
 from edgewise.train.config import TrainConfig
 
@@ -41,7 +44,10 @@ class Train(TrainConfig):
         undo_if_worse: leave the network as it was where the training cost accuracy on the held-out images.
     """
 
-    method: tuple[Annotated[Distill | Hesso | Dhspg | KeepZeros, Field(discriminator="kind")], ...] = ()
+    method: tuple[
+        Annotated[Distill | Hesso | Dhspg | KeepZeros | Gradual | FlipOut | HoyerSquare, Field(discriminator="kind")],
+        ...,
+    ] = ()
     undo_if_worse: bool = False
 
     @property
@@ -52,7 +58,12 @@ class Train(TrainConfig):
     @property
     def keeps_zeros(self) -> bool:
         """Whether single weights that are zero stay so."""
-        return any(isinstance(method, KeepZeros) for method in self.method)
+        return any(isinstance(method, KeepZeros | Gradual | FlipOut | HoyerSquare) for method in self.method)
+
+    @property
+    def makes_zeros(self) -> bool:
+        """Whether single weights become zero."""
+        return any(isinstance(method, Gradual | FlipOut | HoyerSquare) for method in self.method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +110,15 @@ STEPS: dict[str, type[Any]] = {
     "export": Export,
     "measure": Measure,
 }
-METHODS: dict[str, type[Any]] = {"distill": Distill, "hesso": Hesso, "dhspg": Dhspg, "keep_zeros": KeepZeros}
+METHODS: dict[str, type[Any]] = {
+    "distill": Distill,
+    "hesso": Hesso,
+    "dhspg": Dhspg,
+    "keep_zeros": KeepZeros,
+    "gradual": Gradual,
+    "flipout": FlipOut,
+    "hoyer": HoyerSquare,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,11 +427,13 @@ def _check_order(recipe: Recipe, source: str) -> None:
         where = f"{source}: step.{position} ({step.kind})"
         if sparse is not None and isinstance(step, Train) and not step.keeps_zeros:
             raise RecipeError(
-                f'{where} would fill the zeros of step.{sparse} (sparsify): add [[step.method]] kind = "keep_zeros"'
+                f"{where} would fill the zeros of step.{sparse} ({recipe.step[sparse].kind}): "
+                'add [[step.method]] kind = "keep_zeros"'
             )
         if sparse is not None and isinstance(step, Quantize) and step.scheme == "qat":
-            raise RecipeError(f'{where}: "qat" would fill the zeros of step.{sparse} (sparsify): take another scheme')
-        sparse = position if isinstance(step, Sparsify) else sparse
+            made = f"step.{sparse} ({recipe.step[sparse].kind})"
+            raise RecipeError(f'{where}: "qat" would fill the zeros of {made}: take another scheme')
+        sparse = position if isinstance(step, Sparsify) or (isinstance(step, Train) and step.makes_zeros) else sparse
         if isinstance(step, Prune) and step.budget and not (recipe.budget and recipe.budget.by_column()):
             raise RecipeError(f"{where} keeps within the budget, but [budget] limits nothing but the drop, if anything")
         if quantized and isinstance(step, Train | Prune | Sparsify | Quantize):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgewise.context import Context, Place, Result, dicts, read_result, row
 from edgewise.devices.base import NOISY
@@ -34,7 +34,24 @@ from edgewise.prune_step import prune_step
 from edgewise.quantize import Quantize
 from edgewise.quantize_step import quantize_step
 from edgewise.recipe import Export, Measure, Train
-from edgewise.sparse import KeepZeros, Sparsify, ZerosKept, keep_masks, masked, prunable, score
+from edgewise.sparse import (
+    FlipOut,
+    FlipOutPruning,
+    Gradual,
+    GradualPruning,
+    HoyerSparsity,
+    HoyerSquare,
+    KeepZeros,
+    Sparsify,
+    ZerosKept,
+    grasp,
+    keep_masks,
+    masked,
+    prunable,
+    score,
+    snip,
+    synflow,
+)
 from edgewise.train import TrainingMethod, evaluate, fit
 from edgewise.train.randomness import mixed_seed
 
@@ -116,18 +133,25 @@ def _method(context: Context, place: Place, config: Any) -> TrainingMethod:
         return HessoPruning(context.example, config)
     if isinstance(config, Dhspg):
         return DhspgPruning(context.example, config)
-    if isinstance(config, KeepZeros):
-        return ZerosKept(config)
+    for kind, made in SPARSE.items():
+        if isinstance(config, kind):
+            return made(config)
     assert place.dense is not None  # the recipe's order was checked
     return LogitDistillation(network.load(place.dense).to(context.device), config)
+
+
+SPARSE: dict[type, Callable[[Any], TrainingMethod]] = {
+    KeepZeros: ZerosKept,
+    Gradual: GradualPruning,
+    FlipOut: FlipOutPruning,
+    HoyerSquare: HoyerSparsity,
+}
 
 
 def _sparsify(context: Context, place: Place, config: Sparsify) -> Result:
     """Set single weights to zero."""
     model = network.load(place.before)
-    weights = prunable(model)
-    generator = torch.Generator().manual_seed(mixed_seed(context.recipe.seed, place.index))
-    keep = keep_masks(score(weights, config.criterion, generator), config.sparsity, config.scope)
+    keep = keep_masks(_scores(context, place, config, model), config.sparsity, config.scope)
     sparse = masked(model, keep)
     checks = [compare_masked(sparse, model)]
     require(checks)
@@ -137,6 +161,19 @@ def _sparsify(context: Context, place: Place, config: Sparsify) -> Result:
         f"{gone:,} of {count:,} weights of convolutions and linear layers are 0, stored and computed with as before"
     ]
     return {"row": row(context, sparse), "checks": dicts(checks), "notes": notes}
+
+
+def _scores(context: Context, place: Place, config: Sparsify, model: nn.Module) -> dict[str, Tensor]:
+    """Score the weights as the step's criterion does."""
+    generator = torch.Generator().manual_seed(mixed_seed(context.recipe.seed, place.index))
+    if config.criterion in ("l1", "random"):
+        return score(prunable(model), config.criterion, generator)
+    if config.criterion == "synflow":
+        return synflow(model, context.data.input_shape, config.sparsity, config.scope)
+    split = context.data.train
+    chosen = torch.randperm(len(split), generator=generator)[: config.images]
+    parts = [context.task.batch(split, index, augment=False) for index in torch.split(chosen, BATCH)]
+    return {"snip": snip, "grasp": grasp}[config.criterion](model, context.task.loss, parts)
 
 
 def _export(context: Context, place: Place, config: Export) -> Result:
@@ -217,6 +254,7 @@ def _chose_fastest(context: Context) -> bool:
     return any(isinstance(step, Quantize) and step.scheme == "auto" for step in context.recipe.step)
 
 
+BATCH = 64  # images of which a gradient is taken at once
 CALIBRATION = 64  # images that a format's own ranges are found on
 AS_FAST = 0.02  # of a latency: what is no slower than that is as fast, the same kernels measured twice differ by it
 

@@ -9,7 +9,20 @@ import torch
 
 from edgewise.distill import Distill, LogitDistillation
 from edgewise.prune import Dhspg, DhspgPruning, Hesso, HessoPruning
-from edgewise.sparse import KeepZeros, ZerosKept, keep_masks, masked, prunable, score
+from edgewise.sparse import (
+    FlipOut,
+    FlipOutPruning,
+    Gradual,
+    GradualPruning,
+    HoyerSparsity,
+    HoyerSquare,
+    KeepZeros,
+    ZerosKept,
+    keep_masks,
+    masked,
+    prunable,
+    score,
+)
 from edgewise.train import TrainConfig, TrainingMethod
 from train.tiny import tiny_net
 
@@ -21,6 +34,9 @@ CASES = {
     "hesso, average": TrainConfig(epochs=4, batch=32, lr=0.05, ema=0.9),
     "dhspg, distillation": TrainConfig(epochs=4, batch=32, lr=0.05),
     "keep_zeros": TrainConfig(epochs=4, batch=32, lr=0.05),
+    "flipout, average": TrainConfig(epochs=4, batch=32, lr=0.05, ema=0.9),
+    "gradual": TrainConfig(epochs=4, batch=32, optimizer="adamw", lr=0.01),
+    "hoyer": TrainConfig(epochs=4, batch=32, lr=0.05),
 }
 
 
@@ -42,6 +58,12 @@ def methods(case: str) -> list[TrainingMethod]:
         made.append(DhspgPruning(example, Dhspg(sparsity=0.5, start=0.1, penalty=1.6)))
     if "keep_zeros" in case:
         made.append(ZerosKept(KeepZeros()))
+    if "flipout" in case:  # killed after its second event, with the noise still on
+        made.append(FlipOutPruning(FlipOut(sparsity=0.8, events=4)))
+    if "gradual" in case:
+        made.append(GradualPruning(Gradual(sparsity=0.8, criterion="random", events=5)))
+    if "hoyer" in case:
+        made.append(HoyerSparsity(HoyerSquare(strength=1e-2, threshold=1e-2)))
     return made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from edgewise.sparse.beginnings import Beginning
 from edgewise.sparse.masks import Criterion, Scope
 
 
@@ -17,7 +18,9 @@ class Sparsify:
 
     Args:
         sparsity: the share of these weights that becomes zero, in (0, 1).
-        criterion: "l1" takes the smallest magnitudes, "random" any, the baseline.
+        criterion: "l1" takes the smallest magnitudes, "random" any, the baseline. "snip", "grasp" and "synflow" are for
+            a network that was not trained yet.
+        images: of the training split, that "snip" and "grasp" look at.
         scope: "local" takes that share of every layer, "global" of all layers in one ranking.
 
     Raises:
@@ -29,9 +32,12 @@ class Sparsify:
 
     kind: Literal["sparsify"] = "sparsify"
     sparsity: float
-    criterion: Criterion = "l1"
+    criterion: Criterion | Beginning = "l1"
     scope: Scope = "global"
+    images: int = 512
 
     def __post_init__(self) -> None:
         if not 0 < self.sparsity < 1:
             raise ValueError(f"sparsity = {self.sparsity}: a share of the weights lies in (0, 1)")
+        if self.images < 1:
+            raise ValueError(f"images = {self.images}: at least 1")

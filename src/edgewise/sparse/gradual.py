@@ -1,0 +1,173 @@
+"""Weights that become zero while a network trains, some more at every event: the schedule, the masks, and magnitude."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from edgewise.sparse.masks import Criterion, Scope, apply_, keep_masks, prunable, score
+from edgewise.train.config import TrainConfig
+from edgewise.train.method import TrainingMethod
+
+Curve = Literal["geometric", "cubic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradual:
+    """Set the weights of least score to zero while the network trains, until `sparsity` is reached.
+
+    Args:
+        sparsity: the share of the weights of convolutions and linear layers that is zero in the end, in (0, 1).
+        criterion: "l1" takes the smallest magnitudes, "random" any, the baseline.
+        scope: "global" ranks all layers together, "local" takes the same share of each.
+        events: how often weights are taken.
+        start: the share of the training before the first event, in [0, 1).
+        end: the share of it that is over at the last event, in (start, 1].
+        curve: "geometric" takes the same share of what is left each time; "cubic" as in Zhu and Gupta, fewer and fewer.
+
+    Raises:
+        ValueError: a value out of range, by name.
+
+    Reference: Zhu and Gupta, To Prune, or Not to Prune, ICLR Workshop 2018, arXiv 1710.01878, eq. (1).
+    """
+
+    kind: Literal["gradual"] = "gradual"
+    sparsity: float
+    criterion: Criterion = "l1"
+    scope: Scope = "global"
+    events: int = 20
+    start: float = 0.1
+    end: float = 0.6
+    curve: Curve = "cubic"
+
+    def __post_init__(self) -> None:
+        check_schedule(self.sparsity, self.events, self.start, self.end)
+
+
+def check_schedule(sparsity: float, events: int, start: float, end: float) -> None:
+    """Refuse a schedule that means nothing.
+
+    Raises:
+        ValueError: a value out of range, by name.
+    """
+    ranges = (
+        ("sparsity", sparsity, 0 < sparsity < 1, "in (0, 1)"),
+        ("events", events, events >= 1, "at least 1"),
+        ("start", start, 0 <= start < 1, "in [0, 1), a share of the training"),
+        ("end", end, start < end <= 1, "above start, at most 1, a share of the training"),
+    )
+    for name, value, fits, range_ in ranges:
+        if not fits:
+            raise ValueError(f"{name} is {value}; it must be {range_}")
+
+
+def sparsity_after(event: int, events: int, sparsity: float, curve: Curve) -> float:
+    """Return the share of zeros after an event, of those that are numbered from 1.
+
+    >>> [sparsity_after(event, 4, 0.9375, "geometric") for event in (1, 2, 3, 4)]
+    [0.5, 0.75, 0.875, 0.9375]
+    """
+    done = event / events
+    return 1 - (1 - sparsity) ** done if curve == "geometric" else sparsity * (1 - (1 - done) ** 3)
+
+
+def event_steps(events: int, start: float, end: float, steps: int) -> list[int]:
+    """Return after how many steps each event is due, the first at `start`, the last at `end`; no two are at one step.
+
+    Raises:
+        ValueError: the training has fewer steps than that takes.
+
+    >>> event_steps(3, 0.25, 0.75, 100)
+    [25, 50, 75]
+    """
+    places = [start + (end - start) * event / max(1, events - 1) for event in range(events)]
+    due = [max(1, round(place * steps)) for place in places]
+    if len(set(due)) < events:
+        raise ValueError(f"events = {events}: the training has {steps} steps, too few for so many events between")
+    return due
+
+
+class Sparsifying(TrainingMethod):
+    """Keeps masks that lose weights at each event; a weight outside its mask is zero, and so is its gradient.
+
+    Subclasses say how weights are ranked.
+
+    Args:
+        sparsity, events, start, end, curve, scope: as `Gradual` has them.
+    """
+
+    def __init__(self, sparsity: float, events: int, start: float, end: float, curve: Curve, scope: Scope) -> None:
+        self._schedule = sparsity, events, start, end, curve
+        self._scope: Scope = scope
+        self._due: list[int] = []
+        self._weights: dict[str, nn.Parameter] = {}
+        self.keep: dict[str, Tensor] = {}  # by parameters' names, true where a weight stays
+
+    def scores(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Score every weight, the more the better."""
+        raise NotImplementedError
+
+    def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
+        """Find the weights and the events; what is zero already stays so."""
+        _, events, start, end, _ = self._schedule
+        self._due = event_steps(events, start, end, config.epochs * steps_per_epoch)
+        self._weights = prunable(model)
+        self.keep = {name: weight.detach() != 0 for name, weight in self._weights.items()}
+
+    def gradients(self, model: nn.Module) -> None:
+        """Let weights outside the masks have no gradient, so that momentum forgets them."""
+        for name, weight in self._weights.items():
+            if weight.grad is not None:
+                weight.grad.masked_fill_(~self.keep[name], 0)
+
+    def after_step(self, model: nn.Module, step: int, lr: float) -> None:
+        """Take weights if an event is due, and set all that were taken to zero, which weight decay moves too."""
+        if step + 1 in self._due:
+            sparsity, events, _, _, curve = self._schedule
+            self._take(sparsity_after(self._due.index(step + 1) + 1, events, sparsity, curve))
+        apply_(self._weights, self.keep)
+
+    def _take(self, sparsity: float) -> None:
+        """Choose the weights of least score until so large a share is zero; what is zero is always among them."""
+        scored = self.scores(self._weights)
+        ranked = {name: scored[name].masked_fill(~keep, -torch.inf) for name, keep in self.keep.items()}
+        chosen = keep_masks(ranked, sparsity, self._scope)
+        self.keep = {name: keep & chosen[name] for name, keep in self.keep.items()}
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """Set what is zero to zero again, which an average of the weights has forgotten."""
+        apply_(self._weights, self.keep)
+        return model
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the masks."""
+        return {f"keep/{name}": keep for name, keep in self.keep.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take them back."""
+        for name, keep in self.keep.items():
+            keep.copy_(state[f"keep/{name}"])
+
+
+@final
+class GradualPruning(Sparsifying):
+    """Takes the weights of least magnitude, or random ones, as `Gradual` says."""
+
+    config: Gradual
+
+    def __init__(self, config: Gradual) -> None:
+        super().__init__(config.sparsity, config.events, config.start, config.end, config.curve, config.scope)
+        self.config = config
+
+    def scores(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return magnitudes or random numbers, which the training's seed rules."""
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()))) if self._random else None
+        return score(weights, self.config.criterion, generator)
+
+    @property
+    def _random(self) -> bool:
+        return self.config.criterion == "random"

@@ -1,0 +1,114 @@
+"""Hoyer-Square: a penalty that falls as fewer weights hold a layer's norm; a baseline of FlipOut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from edgewise.errors import TrainingDiverged
+from edgewise.sparse.masks import apply_, prunable
+from edgewise.train.config import TrainConfig
+from edgewise.train.method import TrainingMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoyerSquare:
+    """Draw weights to zero by a penalty, set the small ones to zero at a given time, and train the others on.
+
+    Args:
+        strength: of the penalty, the sum over layers of ``(sum |w|)^2 / sum w^2``.
+        threshold: magnitudes below it become zero.
+        end: the share of the training after which they do, in (0, 1); the penalty ends there as well.
+
+    Raises:
+        ValueError: a value out of range, by name.
+
+    Reference: Yang, Wen, Li, DeepHoyer, ICLR 2020, arXiv 1908.09979, eq. (3).
+    """
+
+    kind: Literal["hoyer"] = "hoyer"
+    strength: float = 1e-4
+    threshold: float = 1e-4
+    end: float = 0.7
+
+    def __post_init__(self) -> None:
+        for name, value in (("strength", self.strength), ("threshold", self.threshold)):
+            if value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        if not 0 < self.end < 1:
+            raise ValueError(f"end is {self.end}; it must be in (0, 1), a share of the training")
+
+
+def hoyer_square(weight: Tensor) -> Tensor:
+    """Return ``(sum |w|)^2 / sum w^2``, between 1 for a single weight and their number for equal ones; 0 for zeros.
+
+    >>> hoyer_square(torch.tensor([3.0, -4.0])), hoyer_square(torch.tensor([0.0, 5.0]))
+    (tensor(1.9600), tensor(1.))
+    """
+    return weight.abs().sum().square() / weight.square().sum().clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+@final
+class HoyerSparsity(TrainingMethod):
+    """Adds the penalty, then keeps what it left, as `HoyerSquare` says."""
+
+    config: HoyerSquare
+
+    def __init__(self, config: HoyerSquare) -> None:
+        self.config = config
+        self._weights: dict[str, nn.Parameter] = {}
+        self._keep: dict[str, Tensor] = {}
+        self._last = self._step = 0
+
+    def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
+        """Find the weights; what is zero already stays so."""
+        self._weights, self._step = prunable(model), 0
+        self._keep = {name: weight.detach() != 0 for name, weight in self._weights.items()}
+        self._last = max(1, round(self.config.end * config.epochs * steps_per_epoch))
+
+    def loss(self, model: nn.Module, inputs: Tensor, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
+        """Add the penalty, until the small weights are gone."""
+        if self._step >= self._last:
+            return loss
+        return loss + self.config.strength * torch.stack([hoyer_square(w) for w in self._weights.values()]).sum()
+
+    def gradients(self, model: nn.Module) -> None:
+        """Let weights that are zero have no gradient, so that momentum forgets them."""
+        for name, weight in self._weights.items():
+            if weight.grad is not None:
+                weight.grad.masked_fill_(~self._keep[name], 0)
+
+    def after_step(self, model: nn.Module, step: int, lr: float) -> None:
+        """Set the small weights to zero when it is time, and keep them there.
+
+        Raises:
+            TrainingDiverged: all weights of a layer were small.
+        """
+        self._step = step + 1
+        if self._step == self._last:
+            for name, weight in self._weights.items():
+                self._keep[name] &= weight.detach().abs() >= self.config.threshold
+                if not bool(self._keep[name].any()):
+                    raise TrainingDiverged(
+                        f"hoyer: all weights of {name} are below {self.config.threshold:g} after step {self._step}; "
+                        f"take a strength below {self.config.strength:g}"
+                    )
+        apply_(self._weights, self._keep)
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """Set what is zero to zero again, which an average of the weights has forgotten."""
+        apply_(self._weights, self._keep)
+        return model
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the masks and the next step."""
+        return {**{f"keep/{name}": keep for name, keep in self._keep.items()}, "step": torch.tensor(self._step)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take them back."""
+        for name, keep in self._keep.items():
+            keep.copy_(state[f"keep/{name}"])
+        self._step = int(state["step"])
