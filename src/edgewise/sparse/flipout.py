@@ -82,8 +82,8 @@ class FlipOutPruning(Sparsifying):
         """Find the weights and the events; no weight has flipped yet."""
         super().start(model, config, steps_per_epoch)
         self._parameters = list(model.parameters())
-        self._flips = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
-        self._positive = {name: weight.detach() > 0 for name, weight in self._weights.items()}
+        self._flips = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+        self._positive = {name: weight.detach() > 0 for name, weight in self.weights.items()}
         self._steps, self._step = config.epochs * steps_per_epoch, 0
 
     def gradients(self, model: nn.Module) -> None:
@@ -99,7 +99,7 @@ class FlipOutPruning(Sparsifying):
     def after_step(self, model: nn.Module, step: int, lr: float) -> None:
         """Count the flips of this step, then take weights if that is due."""
         self._step = step + 1
-        signs = {name: weight.detach() > 0 for name, weight in self._weights.items()}
+        signs = {name: weight.detach() > 0 for name, weight in self.weights.items()}
         for name, positive in signs.items():
             self._flips[name] += positive.logical_xor(self._positive[name]).logical_and_(self.keep[name])
         super().after_step(model, step, lr)
@@ -122,5 +122,5 @@ class FlipOutPruning(Sparsifying):
         super().load_state(state)
         for name, flips in self._flips.items():
             flips.copy_(state[f"flips/{name}"])
-            self._positive[name] = self._weights[name].detach() > 0
+            self._positive[name] = self.weights[name].detach() > 0
         self._step = int(state["step"])

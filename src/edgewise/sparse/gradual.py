@@ -9,9 +9,9 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from edgewise.sparse.masks import Criterion, Scope, apply_, keep_masks, prunable, score
+from edgewise.sparse.masking import Masking
+from edgewise.sparse.masks import Criterion, Scope, keep_masks, score
 from edgewise.train.config import TrainConfig
-from edgewise.train.method import TrainingMethod
 
 Curve = Literal["geometric", "cubic"]
 
@@ -91,66 +91,42 @@ def event_steps(events: int, start: float, end: float, steps: int) -> list[int]:
     return due
 
 
-class Sparsifying(TrainingMethod):
-    """Keeps masks that lose weights at each event; a weight outside its mask is zero, and so is its gradient.
-
-    Subclasses say how weights are ranked.
+class Sparsifying(Masking):
+    """Takes weights at each event of a schedule; subclasses say how weights are ranked.
 
     Args:
         sparsity, events, start, end, curve, scope: as `Gradual` has them.
     """
 
     def __init__(self, sparsity: float, events: int, start: float, end: float, curve: Curve, scope: Scope) -> None:
+        super().__init__()
         self._schedule = sparsity, events, start, end, curve
         self._scope: Scope = scope
-        self._due: list[int] = []
-        self._weights: dict[str, nn.Parameter] = {}
-        self.keep: dict[str, Tensor] = {}  # by parameters' names, true where a weight stays
+        self._due: list[int] = []  # the steps after which there is an event
 
     def scores(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Score every weight, the more the better."""
         raise NotImplementedError
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
-        """Find the weights and the events; what is zero already stays so."""
+        """Find the weights and the events."""
+        super().start(model, config, steps_per_epoch)
         _, events, start, end, _ = self._schedule
         self._due = event_steps(events, start, end, config.epochs * steps_per_epoch)
-        self._weights = prunable(model)
-        self.keep = {name: weight.detach() != 0 for name, weight in self._weights.items()}
-
-    def gradients(self, model: nn.Module) -> None:
-        """Let weights outside the masks have no gradient, so that momentum forgets them."""
-        for name, weight in self._weights.items():
-            if weight.grad is not None:
-                weight.grad.masked_fill_(~self.keep[name], 0)
 
     def after_step(self, model: nn.Module, step: int, lr: float) -> None:
-        """Take weights if an event is due, and set all that were taken to zero, which weight decay moves too."""
+        """Take weights if an event is due."""
         if step + 1 in self._due:
             sparsity, events, _, _, curve = self._schedule
             self._take(sparsity_after(self._due.index(step + 1) + 1, events, sparsity, curve))
-        apply_(self._weights, self.keep)
+        super().after_step(model, step, lr)
 
     def _take(self, sparsity: float) -> None:
         """Choose the weights of least score until so large a share is zero; what is zero is always among them."""
-        scored = self.scores(self._weights)
+        scored = self.scores(self.weights)
         ranked = {name: scored[name].masked_fill(~keep, -torch.inf) for name, keep in self.keep.items()}
         chosen = keep_masks(ranked, sparsity, self._scope)
         self.keep = {name: keep & chosen[name] for name, keep in self.keep.items()}
-
-    def finish(self, model: nn.Module) -> nn.Module:
-        """Set what is zero to zero again, which an average of the weights has forgotten."""
-        apply_(self._weights, self.keep)
-        return model
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the masks."""
-        return {f"keep/{name}": keep for name, keep in self.keep.items()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take them back."""
-        for name, keep in self.keep.items():
-            keep.copy_(state[f"keep/{name}"])
 
 
 @final
@@ -165,9 +141,7 @@ class GradualPruning(Sparsifying):
 
     def scores(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return magnitudes or random numbers, which the training's seed rules."""
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()))) if self._random else None
+        generator = None
+        if self.config.criterion == "random":
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         return score(weights, self.config.criterion, generator)
-
-    @property
-    def _random(self) -> bool:
-        return self.config.criterion == "random"

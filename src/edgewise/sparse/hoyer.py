@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.errors import TrainingDiverged
-from edgewise.sparse.masks import apply_, prunable
+from edgewise.sparse.masking import Masking
 from edgewise.train.config import TrainConfig
-from edgewise.train.method import TrainingMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,63 +51,49 @@ def hoyer_square(weight: Tensor) -> Tensor:
 
 
 @final
-class HoyerSparsity(TrainingMethod):
+class HoyerSparsity(Masking):
     """Adds the penalty, then keeps what it left, as `HoyerSquare` says."""
 
     config: HoyerSquare
 
     def __init__(self, config: HoyerSquare) -> None:
+        super().__init__()
         self.config = config
-        self._weights: dict[str, nn.Parameter] = {}
-        self._keep: dict[str, Tensor] = {}
         self._last = self._step = 0
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
-        """Find the weights; what is zero already stays so."""
-        self._weights, self._step = prunable(model), 0
-        self._keep = {name: weight.detach() != 0 for name, weight in self._weights.items()}
-        self._last = max(1, round(self.config.end * config.epochs * steps_per_epoch))
+        """Find the weights, and the step that is the last with the penalty."""
+        super().start(model, config, steps_per_epoch)
+        self._last, self._step = max(1, round(self.config.end * config.epochs * steps_per_epoch)), 0
 
     def loss(self, model: nn.Module, inputs: Tensor, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
         """Add the penalty, until the small weights are gone."""
         if self._step >= self._last:
             return loss
-        return loss + self.config.strength * torch.stack([hoyer_square(w) for w in self._weights.values()]).sum()
-
-    def gradients(self, model: nn.Module) -> None:
-        """Let weights that are zero have no gradient, so that momentum forgets them."""
-        for name, weight in self._weights.items():
-            if weight.grad is not None:
-                weight.grad.masked_fill_(~self._keep[name], 0)
+        return loss + self.config.strength * torch.stack([hoyer_square(w) for w in self.weights.values()]).sum()
 
     def after_step(self, model: nn.Module, step: int, lr: float) -> None:
-        """Set the small weights to zero when it is time, and keep them there.
+        """Set the small weights to zero when it is time.
 
         Raises:
             TrainingDiverged: all weights of a layer were small.
         """
         self._step = step + 1
         if self._step == self._last:
-            for name, weight in self._weights.items():
-                self._keep[name] &= weight.detach().abs() >= self.config.threshold
-                if not bool(self._keep[name].any()):
+            for name, weight in self.weights.items():
+                self.keep[name] &= weight.detach().abs() >= self.config.threshold
+                if not bool(self.keep[name].any()):
                     raise TrainingDiverged(
                         f"hoyer: all weights of {name} are below {self.config.threshold:g} after step {self._step}; "
                         f"take a strength below {self.config.strength:g}"
                     )
-        apply_(self._weights, self._keep)
-
-    def finish(self, model: nn.Module) -> nn.Module:
-        """Set what is zero to zero again, which an average of the weights has forgotten."""
-        apply_(self._weights, self._keep)
-        return model
+        super().after_step(model, step, lr)
 
     def state(self) -> dict[str, Tensor]:
         """Return the masks and the next step."""
-        return {**{f"keep/{name}": keep for name, keep in self._keep.items()}, "step": torch.tensor(self._step)}
+        return {**super().state(), "step": torch.tensor(self._step)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take them back."""
-        for name, keep in self._keep.items():
-            keep.copy_(state[f"keep/{name}"])
+        super().load_state(state)
         self._step = int(state["step"])

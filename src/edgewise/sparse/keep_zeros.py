@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
-from torch import Tensor, nn
+from torch import nn
 
 from edgewise.errors import RecipeError
-from edgewise.sparse.masks import apply_, prunable
+from edgewise.sparse.masking import Masking
 from edgewise.train.config import TrainConfig
-from edgewise.train.method import TrainingMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,30 +20,24 @@ class KeepZeros:
 
 
 @final
-class ZerosKept(TrainingMethod):
-    """Sets the weights that were exactly 0 at the start to 0 again after each step, whatever moved them.
+class ZerosKept(Masking):
+    """Keeps the weights at 0 that are exactly 0 at the start.
 
-    That is momentum, weight decay or another method as much as the gradient. Only the weights that `Sparsify` sets to
-    zero are looked at: a bias that begins at 0 is trained.
+    Only the weights that `Sparsify` sets to zero are looked at: a bias that begins at 0 is trained.
     """
 
     config: KeepZeros
 
     def __init__(self, config: KeepZeros) -> None:
+        super().__init__()
         self.config = config
-        self._keep: dict[str, Tensor] = {}
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
-        """Find the zeros; a resumed training starts from the same network, so there is no state to keep.
+        """Find the zeros.
 
         Raises:
             RecipeError: no weight is zero.
         """
-        found = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
-        self._keep = {name: keep for name, keep in found.items() if not bool(keep.all())}
-        if not self._keep:
+        super().start(model, config, steps_per_epoch)
+        if all(bool(keep.all()) for keep in self.keep.values()):
             raise RecipeError("keep_zeros: no weight of the network is 0; sparsify it first, or leave the method out")
-
-    def after_step(self, model: nn.Module, step: int, lr: float) -> None:
-        """Set them to zero again."""
-        apply_(dict(model.named_parameters()), self._keep)
