@@ -430,9 +430,6 @@ def _check_order(recipe: Recipe, source: str) -> None:
                 f"{where} would fill the zeros of step.{sparse} ({recipe.step[sparse].kind}): "
                 'add [[step.method]] kind = "keep_zeros"'
             )
-        if sparse is not None and isinstance(step, Quantize) and step.scheme == "qat":
-            made = f"step.{sparse} ({recipe.step[sparse].kind})"
-            raise RecipeError(f'{where}: "qat" would fill the zeros of {made}: take another scheme')
         sparse = position if isinstance(step, Sparsify) or (isinstance(step, Train) and step.makes_zeros) else sparse
         if isinstance(step, Prune) and step.budget and not (recipe.budget and recipe.budget.by_column()):
             raise RecipeError(f"{where} keeps within the budget, but [budget] limits nothing but the drop, if anything")

@@ -20,6 +20,7 @@ class Published:
         accuracy: a fraction.
         accuracy_note: what is said of the accuracy in words.
         params_cut: the share of the parameters that went.
+        nonzero_cut: the share of the weights that became zero.
         macs_cut: the share of the MACs that went.
         memory_cut: the share of the memory that went, as the authors count it.
         file_cut: the share of the file's bytes that went.
@@ -33,6 +34,7 @@ class Published:
     accuracy: float | None = None
     accuracy_note: str = ""
     params_cut: float | None = None
+    nonzero_cut: float | None = None
     macs_cut: float | None = None
     memory_cut: float | None = None
     file_cut: float | None = None
@@ -171,6 +173,72 @@ def _combined(order: str, changes: tuple[str, ...] = ()) -> Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Flips:
+    """The arms that FlipOut is compared with, for one network.
+
+    Args:
+        model: its name.
+        train: changes of the training.
+        events: how often half of the weights that are left are taken; each makes a sparsity.
+        few: of those, for random weights and those taken before the training.
+        hoyer: strengths of the Hoyer-Square penalty.
+    """
+
+    model: str
+    train: tuple[str, ...] = ()
+    events: tuple[int, ...] = (2, 4, 6, 8, 10)
+    few: tuple[int, ...] = (10,)
+    hoyer: tuple[float, ...] = (6e-5, 1e-4, 3e-4)
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms, dense first."""
+        return (
+            Arm(label=f"{self.model} dense", recipe="flipout", changes=(*self._train(0), "step.0.method=")),
+            *(self._taken("FlipOut", events) for events in self.events),
+            *(
+                self._taken("FlipOut, noise to the end", events, "step.0.method.0.noise_end=1.0")
+                for events in self.events
+            ),
+            *(self._taken("magnitude", events, *self._gradual("l1", events)) for events in self.events),
+            *(self._taken("random", events, *self._gradual("random", events)) for events in self.few),
+            *(self._begun("SNIP", events) for events in self.few),
+            *(self._begun("SynFlow", events) for events in self.few),
+            *(self._arm(f"Hoyer-Square {strength:g}", "flipout", *self._hoyer(strength)) for strength in self.hoyer),
+            self._arm("FlipOut, int8", "flipout", "step.1.kind=quantize"),
+        )
+
+    def _taken(self, name: str, events: int, *changes: str) -> Arm:
+        method = "step.0.method.0"
+        share = (f"{method}.sparsity={1 - 0.5**events}", f"{method}.events={events}")
+        return self._arm(f"{name} {1 - 0.5**events:.2%}", "flipout", *share, *changes, series=name)
+
+    def _begun(self, name: str, events: int) -> Arm:
+        changes = (f"step.0.sparsity={1 - 0.5**events}", f"step.0.criterion={name.lower()}")
+        return self._arm(f"{name} {1 - 0.5**events:.2%}", "prune-at-init", *changes, train=1)
+
+    def _gradual(self, criterion: str, events: int) -> tuple[str, ...]:
+        """Return the settings of the same events at the same times, by another criterion."""
+        apart = 1 / (events + 1)
+        settings = {"kind": "gradual", "criterion": criterion, "curve": "geometric"}
+        settings |= {"start": f"{apart:.6f}", "end": f"{1 - apart:.6f}"}
+        return tuple(f"step.0.method.0.{name}={value}" for name, value in settings.items())
+
+    def _hoyer(self, strength: float) -> tuple[str, ...]:
+        method = "step.0.method.0"
+        return f"{method}.kind=hoyer", f"{method}.strength={strength}", f"{method}.sparsity=", f"{method}.events="
+
+    def _arm(self, name: str, recipe: str, *changes: str, train: int = 0, series: str = "") -> Arm:
+        settings = (*self._train(train), *changes)
+        dense = f"{self.model} dense"
+        return Arm(label=f"{self.model} {name}", recipe=recipe, changes=settings, dense=dense, series=series)
+
+    def _train(self, step: int) -> tuple[str, ...]:
+        """Return the network, and the changes of the training, which is the recipe's step of that number."""
+        return f"model={self.model}", *(change.replace("step.0.", f"step.{step}.") for change in self.train)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """The arms of the ConvNeXt study for one network.
 
@@ -304,6 +372,39 @@ SYSTEMS: dict[str, System] = {
         ),
         # ImageNet's patches of 4 pixels go with images larger than 64; the rate is what fine-tuning usually takes.
         tuning=("size=224", "width=1.0", "step.0.epochs=5", "step.0.lr=1e-4"),
+    ),
+    "flipout": System(
+        about="weights that flip between plus and minus while a network trains go first; beside magnitude and others",
+        citation=(
+            "Apostol, Stol, Forre, Pruning by Leveraging Training Dynamics, AI Communications 35(2):65-85, 2022; "
+            "FlipOut, BNAIC 2020, arXiv 2009.02594"
+        ),
+        published=tuple(
+            Published(
+                setting=f"{network}, CIFAR-10, 350 epochs: {method}",
+                accuracy=accuracy,
+                nonzero_cut=sparsity,
+                source="the authors' repository",
+            )
+            for network, sparsity, flipout, magnitude in (
+                ("VGG-19", 0.9375, 0.928, 0.937),
+                ("VGG-19", 0.999, 0.8739, 0.8289),
+                ("ResNet-18", 0.9375, 0.945, 0.951),
+                ("ResNet-18", 0.999, 0.825, 0.8063),
+                ("DenseNet-121", 0.9375, 0.900, 0.909),
+                ("DenseNet-121", 0.999, 0.7413, 0.6794),
+            )
+            for method, accuracy in (("FlipOut", flipout), ("global magnitude", magnitude))
+        ),
+        arms=tuple(arm for model in ("vgg19_bn", "resnet18", "timm:densenet121") for arm in Flips(model=model).arms),
+        small=Flips(
+            model="resnet20",
+            train=(*SMALL, "step.0.epochs=12"),
+            events=(2, 4, 6),
+            few=(4,),
+            hoyer=(1e-4,),
+        ).arms,
+        columns=("nonzero cut", "file", "latency", "training"),
     ),
     "combine-net": System(
         about="the knee of each layer's sensitivity curve, BatchNorm adapted, as its rate; retrained by distillation",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from edgewise.data import normalize
 from edgewise.export.onnx import export
 from edgewise.export.verify import compare_simulation, outputs
+from edgewise.models.onnx import OnnxNetwork
 from edgewise.quantize import Quantizer
 from edgewise.quantize.affine import QParams, QSpec
 from edgewise.quantize.mixed import FEW
@@ -81,6 +82,23 @@ def test_training_mends_what_four_bits_cost(quantizer: Quantizer, tmp_path: Path
     path = quantizer.write(tmp_path / "int8.onnx", simulated=trained)  # type: ignore[arg-type]
     with torch.no_grad():
         assert all(check.passed for check in compare_simulation(trained(x), outputs(path, x)))
+
+
+def test_zeros_stay_zero_and_have_the_code_of_zero(quantizer: Quantizer) -> None:
+    simulated, split = quantizer.simulated(), tiny_split(200)
+    zeros = {}
+    for layer in quantizer.layers.values():
+        weight = simulated.weight(layer.weight)
+        zeros[layer.weight] = weight.detach().abs() < weight.detach().abs().median()
+        weight.data[zeros[layer.weight]] = 0
+    before = {name: simulated.weight(name).detach().clone() for name in zeros}
+    trained = fit(simulated, TASK, split, TrainConfig(epochs=2, lr=0.02, batch=32, augment=()), methods=[Lsq()])
+    assert isinstance(trained, OnnxNetwork)
+    for name, zero in zeros.items():
+        weight, tap = trained.weight(name).detach(), trained.tapped(name)
+        assert isinstance(tap, FakeQuantize)
+        assert not tap.codes(weight)[zero].any()
+        assert not torch.equal(weight, before[name])
 
 
 def test_rectifiers_are_back_after_training(quantizer: Quantizer) -> None:

@@ -158,7 +158,6 @@ def test_a_run_counts_the_zeros_and_proves_where_they_are(recipe: Path, tmp_path
             ["step.2.method="],
             r"step\.2 \(train\) would fill the zeros of step\.1 \(sparsify\): add .* kind = \"keep_zeros\"",
         ),
-        (["step.4.scheme=qat"], r'step\.4 \(quantize\): "qat" would fill the zeros of step\.3 \(sparsify\)'),
         (["step.1.sparsity=1"], r"step\.1: sparsity = 1\.0: a share of the weights lies in \(0, 1\)"),
         (["step.1.sparsity="], r'the key "step\.1\.sparsity" is missing'),
         (["step.1.scope=layer"], r"step\.1\.scope"),

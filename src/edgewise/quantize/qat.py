@@ -28,8 +28,10 @@ class Lsq(TrainingMethod):
     """
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
-        """Find the taps of the network, and leave out the rectifiers whose work is done by codes that begin at 0."""
+        """Find taps and zeros of the network; rectifiers whose work is done by codes that begin at 0 are left out."""
         self._taps = [module for module in model.modules() if isinstance(module, FakeQuantize)]
+        sparse = [weight for weight in model.parameters() if weight.dim() > 1 and not bool(weight.all())]
+        self._zeros = [(weight, weight.detach() == 0) for weight in sparse]
         if isinstance(model, OnnxNetwork):
             self._steps = model.steps
             model.steps = tuple(_without_rectifier(step, model) for step in model.steps)
@@ -42,9 +44,11 @@ class Lsq(TrainingMethod):
                 tap.scale.grad.clamp_(-tap.scale, tap.scale)
 
     def after_step(self, model: nn.Module, step: int, lr: float) -> None:
-        """Keep the step sizes positive."""
+        """Keep the step sizes positive, and weights zero that were zero: they have a code of their own."""
         for tap in self._taps:
             tap.scale.clamp_(min=SMALLEST_SCALE)
+        for weight, zero in self._zeros:
+            weight.masked_fill_(zero, 0)
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Put the rectifiers back."""
