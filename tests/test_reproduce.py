@@ -94,6 +94,7 @@ def test_the_record_has_what_was_published_and_what_was_measured(done: Path) -> 
             "accuracy": None,
             "accuracy_note": "without loss",
             "params_cut": 0.7,
+            "nonzero_cut": None,
             "macs_cut": None,
             "memory_cut": None,
             "file_cut": None,
