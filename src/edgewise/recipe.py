@@ -27,8 +27,10 @@ from edgewise.prune.dhspg import Dhspg
 from edgewise.prune.hesso import Hesso
 from edgewise.quantize.config import Quantize
 from edgewise.quantize.schemes import CODES_ONLY, schemes_for
+from edgewise.quantize.ternary import Ternary
 from edgewise.sparse.config import Sparsify
 from edgewise.sparse.keep_zeros import KeepZeros
+from edgewise.sparse.pe import PeLasso
 from edgewise.train.config import TrainConfig
 
 
@@ -41,7 +43,9 @@ class Train(TrainConfig):
         undo_if_worse: leave the network as it was where the training cost accuracy on the held-out images.
     """
 
-    method: tuple[Annotated[Distill | Hesso | Dhspg | KeepZeros, Field(discriminator="kind")], ...] = ()
+    method: tuple[
+        Annotated[Distill | Hesso | Dhspg | KeepZeros | Ternary | PeLasso, Field(discriminator="kind")], ...
+    ] = ()
     undo_if_worse: bool = False
 
     @property
@@ -99,7 +103,14 @@ STEPS: dict[str, type[Any]] = {
     "export": Export,
     "measure": Measure,
 }
-METHODS: dict[str, type[Any]] = {"distill": Distill, "hesso": Hesso, "dhspg": Dhspg, "keep_zeros": KeepZeros}
+METHODS: dict[str, type[Any]] = {
+    "distill": Distill,
+    "hesso": Hesso,
+    "dhspg": Dhspg,
+    "keep_zeros": KeepZeros,
+    "ternary": Ternary,
+    "pe_lasso": PeLasso,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,9 +32,20 @@ from edgewise.prune.dhspg import Dhspg, DhspgPruning
 from edgewise.prune.hesso import Hesso, HessoPruning
 from edgewise.prune_step import prune_step
 from edgewise.quantize import Quantize
+from edgewise.quantize.ternary import Ternarization, Ternary
 from edgewise.quantize_step import quantize_step
 from edgewise.recipe import Export, Measure, Train
-from edgewise.sparse import KeepZeros, Sparsify, ZerosKept, keep_masks, masked, prunable, score
+from edgewise.sparse import (
+    KeepZeros,
+    PeLasso,
+    PeLassoPruning,
+    Sparsify,
+    ZerosKept,
+    keep_masks,
+    masked,
+    prunable,
+    score,
+)
 from edgewise.train import TrainingMethod, evaluate, fit
 from edgewise.train.randomness import mixed_seed
 
@@ -118,6 +129,10 @@ def _method(context: Context, place: Place, config: Any) -> TrainingMethod:
         return DhspgPruning(context.example, config)
     if isinstance(config, KeepZeros):
         return ZerosKept(config)
+    if isinstance(config, Ternary):
+        return Ternarization(config)
+    if isinstance(config, PeLasso):
+        return PeLassoPruning(config)
     assert place.dense is not None  # the recipe's order was checked
     return LogitDistillation(network.load(place.dense).to(context.device), config)
 

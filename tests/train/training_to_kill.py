@@ -9,7 +9,8 @@ import torch
 
 from edgewise.distill import Distill, LogitDistillation
 from edgewise.prune import Dhspg, DhspgPruning, Hesso, HessoPruning
-from edgewise.sparse import KeepZeros, ZerosKept, keep_masks, masked, prunable, score
+from edgewise.quantize.ternary import Ternarization, Ternary
+from edgewise.sparse import KeepZeros, PeLasso, PeLassoPruning, ZerosKept, keep_masks, masked, prunable, score
 from edgewise.train import TrainConfig, TrainingMethod
 from train.tiny import tiny_net
 
@@ -21,6 +22,8 @@ CASES = {
     "hesso, average": TrainConfig(epochs=4, batch=32, lr=0.05, ema=0.9),
     "dhspg, distillation": TrainConfig(epochs=4, batch=32, lr=0.05),
     "keep_zeros": TrainConfig(epochs=4, batch=32, lr=0.05),
+    "ternary max, pe_lasso, distillation, average": TrainConfig(epochs=4, batch=32, lr=0.05, ema=0.9),
+    "pe_lasso, ternary gaussian": TrainConfig(epochs=4, batch=32, optimizer="adamw", lr=0.01),
 }
 
 
@@ -42,7 +45,12 @@ def methods(case: str) -> list[TrainingMethod]:
         made.append(DhspgPruning(example, Dhspg(sparsity=0.5, start=0.1, penalty=1.6)))
     if "keep_zeros" in case:
         made.append(ZerosKept(KeepZeros()))
-    return made
+    if "ternary" in case:
+        made.append(Ternarization(Ternary(variant="max" if "max" in case else "gaussian", float_layers="first")))
+    if "pe_lasso" in case:  # killed and resumed before its zeros are frozen in one case, after it in the other
+        freeze_at = 0.5 if "max" in case else 0.2
+        made.append(PeLassoPruning(PeLasso(tile=(1, 1), strength=0.05, freeze_at=freeze_at, spare="first")))
+    return made[::-1] if case.startswith("pe_lasso") else made
 
 
 if __name__ == "__main__":

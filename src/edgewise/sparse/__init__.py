@@ -1,16 +1,24 @@
-"""Unstructured pruning: single weights that are zero, and stay so."""
+"""Weights that are zero where they stand and stay so: single ones, or blocks that hardware skips."""
 
 from edgewise.sparse.config import Sparsify
 from edgewise.sparse.keep_zeros import KeepZeros, ZerosKept
 from edgewise.sparse.masks import apply_, keep_masks, masked, prunable, score
+from edgewise.sparse.pe import PeLasso, PeLassoPruning
+from edgewise.sparse.pe_array import OnArray, TernaryAccounting, on_array, ternary_accounting
 
 __all__ = [
     "KeepZeros",
+    "OnArray",
+    "PeLasso",
+    "PeLassoPruning",
     "Sparsify",
+    "TernaryAccounting",
     "ZerosKept",
     "apply_",
     "keep_masks",
     "masked",
+    "on_array",
     "prunable",
     "score",
+    "ternary_accounting",
 ]
