@@ -154,7 +154,9 @@ class Ternary:
     Biases and normalisations stay float.
 
     Args:
-        variant: "max", a threshold by the largest weight; "gaussian", one that is learnt.
+        variant: "max", a threshold by the largest weight; "gaussian", one that is learnt. Its only gradient comes
+            through the scale: where no normalisation is behind a layer, as in most last ones, a scale that wants to
+            grow can take the threshold to three standard deviations, where all is zero. Leave such layers float.
         beta: the threshold, or where it begins, as a share of the largest weight.
         float_layers: which ends of the network stay float. "none" is what the authors have for CIFAR-10.
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from math import prod
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from edgewise.cost.static import CostModel
 from edgewise.graph import trace
@@ -180,8 +179,8 @@ def on_array(model: nn.Module, example: Tensor, tile: Tile) -> OnArray:
     """Count what a network costs on an array of processing elements.
 
     Args:
-        model: float or ternary, with zeros in it; stays as it is. Parametrised weights count as what they compute.
-        example: an input ``[1, C, H, W]``.
+        model: after its training, with plain weights, float or ternary; stays as it is.
+        example: an input of the network's shape ``[N, C, H, W]``; one image is counted.
         tile: (Tm, Tn) of the array, each at least 1.
 
     Raises:
@@ -197,20 +196,16 @@ def on_array(model: nn.Module, example: Tensor, tile: Tile) -> OnArray:
     """
     if min(tile) < 1:
         raise ValueError(f"tile is {tuple(tile)}; an array has at least 1 output and 1 input")
-    copied = copy.deepcopy(model).eval()
-    modules = {name: module for name, module in copied.named_modules() if isinstance(module, LAYERS)}
-    for module in modules.values():
-        if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight")
-    graph = trace(copied, example)
+    graph = trace(copy.deepcopy(model).eval(), example)
     rows = {row.name: row for row in CostModel(graph).layers(graph.sizes)}
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
     found = tuple(
-        _layer(name, module.weight.detach(), rows[name].macs // len(example), tile)
+        _layer(name, module.weight.detach(), rows[name].macs, tile)
         for name, module in modules.items()
         if name in rows and rows[name].macs
     )
     counted = {layer.name for layer in found}
-    others = {row.name: row.macs // len(example) for row in rows.values() if row.macs and row.name not in counted}
+    others = {row.name: row.macs for row in rows.values() if row.macs and row.name not in counted}
     return OnArray(tile=tile, layers=found, other_macs=others)
 
 
