@@ -8,13 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import small_run
+from edgewise.check import check
 from edgewise.distill import Distill, LogitDistillation
 from edgewise.errors import RecipeError
+from edgewise.export import network
 from edgewise.quantize.ternary import Ternarization, Ternary
+from edgewise.recipe import read
+from edgewise.run import compress
 from edgewise.sparse import PeLasso, PeLassoPruning
 from edgewise.sparse.blocks import block_sums
 from edgewise.sparse.layers import layers
 from edgewise.sparse.pe import block_norms, penalised, penalty_gradient, shrink_
+from edgewise.sparse.pe_array import is_ternary
 from edgewise.train import TrainConfig, TrainingMethod, evaluate, fit
 from train.tiny import TASK, same, tiny_net, tiny_split
 
@@ -235,3 +241,38 @@ def test_a_network_it_does_not_fit_is_refused(net: nn.Module, message: str) -> N
 def test_values_out_of_range_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PeLasso(**{"strength": 0.1, **changes})  # type: ignore[arg-type]
+
+
+# -- in a recipe ----------------------------------------------------------------------------------------------------
+
+RECIPE = """
+model = "{folder}/network.py:tiny"
+data = "pack:{folder}/pack"
+[[step]]
+kind = "train"
+epochs = 2
+batch = 64
+lr = 0.05
+[[step.method]]
+kind = "ternary"
+float_layers = "first"
+[[step.method]]
+kind = "pe_lasso"
+tile = [1, 1]
+strength = 0.1
+spare = "first"
+[[step]]
+kind = "export"
+"""
+
+
+def test_a_run_ships_ternary_weights(tmp_path: Path) -> None:
+    small_run.write(tmp_path, train=320)
+    path = tmp_path / "ternary.toml"
+    path.write_text(RECIPE.format(folder=tmp_path))
+    run = compress(read(path), tmp_path / "run").folder
+    trained = network.load(run / "steps" / "01-train")
+    for layer in layers(trained, "first").values():
+        assert is_ternary(layer.weight)  # type: ignore[arg-type]
+    assert len(list(layers(trained))) > 1
+    assert all(item.passed for item in check(run))
