@@ -134,6 +134,26 @@ def test_a_method_without_a_teacher_may_act_in_the_first_training(tmp_path: Path
             read(write(tmp_path, text.replace(old, new)))
 
 
+def test_ternary_weights_and_the_pe_lasso_are_methods(tmp_path: Path) -> None:
+    methods = (
+        '[[step.method]]\nkind = "ternary"\nvariant = "gaussian"\nfloat_layers = "none"\n'
+        '[[step.method]]\nkind = "pe_lasso"\ntile = [4, -1]\nstrength = 1e-4'
+    )
+    text = GOOD.replace("epochs = 3", f"epochs = 3\n{methods}")
+    recipe = read(write(tmp_path, text))
+    ternary, lasso = recipe.step[0].method
+    assert (ternary.variant, ternary.beta, ternary.float_layers) == ("gaussian", 0.05, "none")
+    assert (lasso.tile, lasso.strength, lasso.clip) == ((4, -1), 1e-4, "mean")
+    assert read(write(tmp_path, to_toml(recipe))) == recipe
+    for old, new, message in (
+        ("tile = [4, -1]", "tile = [4, 0]", r"step\.0\.method\.1: tile is \(4, 0\); it must be two numbers"),
+        ("strength = 1e-4", "", r'the key "step\.0\.method\.1\.strength" is missing'),
+        ('"gaussian"', '"median"', r"step\.0\.method\.0\.variant"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            read(write(tmp_path, text.replace(old, new)))
+
+
 def test_a_step_can_be_taken_out(tmp_path: Path) -> None:
     whole = read(write(tmp_path, GOOD))
     last = len(whole.step) - 1

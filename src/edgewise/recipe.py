@@ -27,11 +27,13 @@ from edgewise.prune.dhspg import Dhspg
 from edgewise.prune.hesso import Hesso
 from edgewise.quantize.config import Quantize
 from edgewise.quantize.schemes import CODES_ONLY, schemes_for
+from edgewise.quantize.ternary import Ternary
 from edgewise.sparse.config import Sparsify
 from edgewise.sparse.flipout import FlipOut
 from edgewise.sparse.gradual import Gradual
 from edgewise.sparse.hoyer import HoyerSquare
 from edgewise.sparse.keep_zeros import KeepZeros
+from edgewise.sparse.pe import PeLasso
 from edgewise.train.config import TrainConfig
 
 
@@ -45,7 +47,10 @@ class Train(TrainConfig):
     """
 
     method: tuple[
-        Annotated[Distill | Hesso | Dhspg | KeepZeros | Gradual | FlipOut | HoyerSquare, Field(discriminator="kind")],
+        Annotated[
+            Distill | Hesso | Dhspg | KeepZeros | Gradual | FlipOut | HoyerSquare | Ternary | PeLasso,
+            Field(discriminator="kind"),
+        ],
         ...,
     ] = ()
     undo_if_worse: bool = False
@@ -118,6 +123,8 @@ METHODS: dict[str, type[Any]] = {
     "gradual": Gradual,
     "flipout": FlipOut,
     "hoyer": HoyerSquare,
+    "ternary": Ternary,
+    "pe_lasso": PeLasso,
 }
 
 

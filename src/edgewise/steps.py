@@ -32,6 +32,7 @@ from edgewise.prune.dhspg import Dhspg, DhspgPruning
 from edgewise.prune.hesso import Hesso, HessoPruning
 from edgewise.prune_step import prune_step
 from edgewise.quantize import Quantize
+from edgewise.quantize.ternary import Ternarization, Ternary
 from edgewise.quantize_step import quantize_step
 from edgewise.recipe import Export, Measure, Train
 from edgewise.sparse import (
@@ -42,6 +43,8 @@ from edgewise.sparse import (
     HoyerSparsity,
     HoyerSquare,
     KeepZeros,
+    PeLasso,
+    PeLassoPruning,
     Sparsify,
     ZerosKept,
     grasp,
@@ -133,18 +136,20 @@ def _method(context: Context, place: Place, config: Any) -> TrainingMethod:
         return HessoPruning(context.example, config)
     if isinstance(config, Dhspg):
         return DhspgPruning(context.example, config)
-    for kind, made in SPARSE.items():
+    for kind, made in OF_WEIGHTS.items():
         if isinstance(config, kind):
             return made(config)
     assert place.dense is not None  # the recipe's order was checked
     return LogitDistillation(network.load(place.dense).to(context.device), config)
 
 
-SPARSE: dict[type, Callable[[Any], TrainingMethod]] = {
+OF_WEIGHTS: dict[type, Callable[[Any], TrainingMethod]] = {
     KeepZeros: ZerosKept,
     Gradual: GradualPruning,
     FlipOut: FlipOutPruning,
     HoyerSquare: HoyerSparsity,
+    Ternary: Ternarization,
+    PeLasso: PeLassoPruning,
 }
 
 

@@ -9,6 +9,7 @@ import torch
 
 from edgewise.distill import Distill, LogitDistillation
 from edgewise.prune import Dhspg, DhspgPruning, Hesso, HessoPruning
+from edgewise.quantize.ternary import Ternarization, Ternary
 from edgewise.sparse import (
     FlipOut,
     FlipOutPruning,
@@ -17,6 +18,8 @@ from edgewise.sparse import (
     HoyerSparsity,
     HoyerSquare,
     KeepZeros,
+    PeLasso,
+    PeLassoPruning,
     ZerosKept,
     keep_masks,
     masked,
@@ -37,6 +40,8 @@ CASES = {
     "flipout, average": TrainConfig(epochs=4, batch=32, lr=0.05, ema=0.9),
     "gradual": TrainConfig(epochs=4, batch=32, optimizer="adamw", lr=0.01),
     "hoyer": TrainConfig(epochs=4, batch=32, lr=0.05),
+    "ternary max, pe_lasso, distillation, average": TrainConfig(epochs=4, batch=32, lr=0.05, ema=0.9),
+    "pe_lasso, ternary gaussian": TrainConfig(epochs=4, batch=32, optimizer="adamw", lr=0.01),
 }
 
 
@@ -64,7 +69,12 @@ def methods(case: str) -> list[TrainingMethod]:
         made.append(GradualPruning(Gradual(sparsity=0.8, criterion="random", events=5)))
     if "hoyer" in case:
         made.append(HoyerSparsity(HoyerSquare(strength=1e-2, threshold=1e-2)))
-    return made
+    if "ternary" in case:
+        made.append(Ternarization(Ternary(variant="max" if "max" in case else "gaussian", float_layers="first")))
+    if "pe_lasso" in case:  # killed and resumed before its zeros are frozen in one case, after it in the other
+        freeze_at = 0.5 if "max" in case else 0.2
+        made.append(PeLassoPruning(PeLasso(tile=(1, 1), strength=0.05, freeze_at=freeze_at, spare="first")))
+    return made[::-1] if case.startswith("pe_lasso") else made
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Unstructured pruning: single weights that are zero, and stay so."""
+"""Weights that are zero where they stand and stay so: single ones, or blocks that hardware skips."""
 
 from edgewise.sparse.beginnings import grasp, snip, synflow
 from edgewise.sparse.config import Sparsify
@@ -7,6 +7,8 @@ from edgewise.sparse.gradual import Gradual, GradualPruning
 from edgewise.sparse.hoyer import HoyerSparsity, HoyerSquare
 from edgewise.sparse.keep_zeros import KeepZeros, ZerosKept
 from edgewise.sparse.masks import apply_, keep_masks, masked, prunable, score
+from edgewise.sparse.pe import PeLasso, PeLassoPruning
+from edgewise.sparse.pe_array import OnArray, TernaryAccounting, on_array, ternary_accounting
 
 __all__ = [
     "FlipOut",
@@ -16,14 +18,20 @@ __all__ = [
     "HoyerSparsity",
     "HoyerSquare",
     "KeepZeros",
+    "OnArray",
+    "PeLasso",
+    "PeLassoPruning",
     "Sparsify",
+    "TernaryAccounting",
     "ZerosKept",
     "apply_",
     "grasp",
     "keep_masks",
     "masked",
+    "on_array",
     "prunable",
     "score",
     "snip",
     "synflow",
+    "ternary_accounting",
 ]
