@@ -22,6 +22,7 @@ from edgewise.devices.base import NOISY
 from edgewise.devices.measure import measure, measure_until_quiet
 from edgewise.devices.runtimes import files_of
 from edgewise.distill.logits import LogitDistillation
+from edgewise.errors import UnknownName, UserError, nearest
 from edgewise.export import network
 from edgewise.export.formats import FORMATS
 from edgewise.export.onnx import export
@@ -49,6 +50,7 @@ from edgewise.sparse import (
     ZerosKept,
     grasp,
     keep_masks,
+    keep_n_of_m,
     masked,
     prunable,
     score,
@@ -156,7 +158,7 @@ OF_WEIGHTS: dict[type, Callable[[Any], TrainingMethod]] = {
 def _sparsify(context: Context, place: Place, config: Sparsify) -> Result:
     """Set single weights to zero."""
     model = network.load(place.before)
-    keep = keep_masks(_scores(context, place, config, model), config.sparsity, config.scope)
+    keep = _keep(context, place, config, model)
     sparse = masked(model, keep)
     checks = [compare_masked(sparse, model)]
     require(checks)
@@ -168,12 +170,33 @@ def _sparsify(context: Context, place: Place, config: Sparsify) -> Result:
     return {"row": row(context, sparse), "checks": dicts(checks), "notes": notes}
 
 
+def _keep(context: Context, place: Place, config: Sparsify, model: nn.Module) -> dict[str, Tensor]:
+    """Choose the weights that stay.
+
+    Raises:
+        UserError: a tile or a pattern that does not fit a layer, a layer that is not there.
+    """
+    scores = _scores(context, place, config, model)
+    layers = {name.removesuffix(".weight"): name for name in scores}
+    for name in config.exclude:
+        if name not in layers:
+            raise UnknownName(f'sparsify: exclude = "{name}": there is no such layer; {nearest(name, layers)}')
+    scores = {name: found for name, found in scores.items() if name.removesuffix(".weight") not in config.exclude}
+    try:
+        if config.sparsity is None:
+            return keep_n_of_m(scores, *config.n_of_m)
+        return keep_masks(scores, config.sparsity, config.scope, config.tile)
+    except ValueError as error:
+        raise UserError(f"sparsify: {error}") from error
+
+
 def _scores(context: Context, place: Place, config: Sparsify, model: nn.Module) -> dict[str, Tensor]:
     """Score the weights as the step's criterion does."""
     generator = torch.Generator().manual_seed(mixed_seed(context.recipe.seed, place.index))
     if config.criterion in ("l1", "random"):
         return score(prunable(model), config.criterion, generator)
     if config.criterion == "synflow":
+        assert config.sparsity is not None
         return synflow(model, context.data.input_shape, config.sparsity, config.scope)
     split = context.data.train
     chosen = torch.randperm(len(split), generator=generator)[: config.images]

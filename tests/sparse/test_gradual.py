@@ -52,6 +52,15 @@ def test_zeros_stay_zero_whatever_moves_the_weights(changes: dict[str, object]) 
     assert zeros(trained) == round(0.9 * COUNT)
 
 
+def test_whole_filters_go_where_a_tile_says_so() -> None:
+    method = GradualPruning(Gradual(sparsity=0.5, scope="local", events=4, tile=(1, -1)))
+    trained = fit(tiny_net(), TASK, SPLIT, CONFIG, methods=[method])
+    for weight in prunable(trained).values():
+        alive = (weight != 0).flatten(1)
+        assert bool((alive.all(1) | ~alive.any(1)).all())
+        assert int((~alive.any(1)).sum()) == len(weight) // 2
+
+
 def test_magnitudes_by_hand() -> None:
     """One event at the first step of a training whose learning rate is next to nothing: the smallest weights go."""
     start = tiny_net()

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from edgewise.models import build
-from edgewise.sparse import apply_, keep_masks, masked, prunable, score
+from edgewise.sparse import apply_, keep_masks, keep_n_of_m, masked, prunable, score
+from edgewise.sparse.blocks import block_sizes, block_sums
 
 SPARSITIES = [0.1, 0.25, 0.5, 0.9]
 
@@ -144,3 +145,52 @@ def test_the_edges() -> None:
         keep_masks({"w": torch.ones(3)}, 1.5, "local")
     with pytest.raises(ValueError, match="w holds NaN or infinity: its weights cannot be ranked"):
         score({"w": torch.tensor([1.0, torch.nan])}, "l1")
+
+
+def test_blocks_go_whole_by_their_mean() -> None:
+    """Blocks of 2 x 2: the last column's are ragged, and means do not make them smaller."""
+    scores = {"w": torch.tensor([[4.0, 4.0, 3.0], [4.0, 4.0, 3.0], [1.0, 2.0, 9.0], [2.0, 1.0, 9.0]])}
+    found = keep_masks(scores, 0.5, "local", (2, 2))["w"]
+    assert found.tolist() == [[True, True, False]] * 2 + [[False, False, True]] * 2
+    kernels = keep_masks({"w": torch.tensor([[[[1.0, 9.0]], [[4.0, 4.0]], [[6.0, 5.0]]]])}, 2 / 3, "local", (1, 1))["w"]
+    assert kernels.flatten(2).tolist() == [[[False, False], [False, False], [True, True]]]
+
+
+@pytest.mark.parametrize("tile", [(1, -1), (4, 4), (3, 5), (-1, 1)])
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_as_many_blocks_go_as_are_within_the_share(tile: tuple[int, int], scope: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = {n: torch.rand(s, generator=generator) for n, s in (("a", (12, 10, 3, 3)), ("b", (7, 12)))}
+    keep = keep_masks(scores, 0.6, scope, tile)  # type: ignore[arg-type]
+    for name, mask in keep.items():
+        whole = block_sums(mask.to(torch.int64), tile) == block_sizes(tuple(mask.shape), tile)
+        assert bool((whole | (block_sums(mask.to(torch.int64), tile) == 0)).all()), name
+    groups = [list(keep)] if scope == "global" else [[name] for name in keep]
+    for names in groups:
+        count = sum(keep[name].numel() for name in names)
+        gone = sum(int((~keep[name]).sum()) for name in names)
+        largest = max(int(block_sizes(tuple(keep[name].shape), tile).max()) for name in names)
+        assert round(0.6 * count) - largest < gone <= round(0.6 * count)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 2), (1, 8)])
+def test_n_of_m_against_a_slow_loop(n: int, m: int) -> None:
+    scores = torch.rand(3, 16, 3, 3, generator=torch.Generator().manual_seed(0))
+    scores[0, :8] = 0.5  # ties
+    found = keep_n_of_m({"w": scores}, n, m)["w"]
+    assert bool((found.reshape(3, 16 // m, m, 9).sum(2) == n).all())
+    for out in range(3):
+        for first in range(0, 16, m):
+            for y in range(3):
+                for x in range(3):
+                    group = scores[out, first : first + m, y, x]
+                    best = sorted(range(m), key=lambda place: (-float(group[place]), place))[:n]
+                    assert found[out, first : first + m, y, x].nonzero().flatten().tolist() == sorted(best)
+
+
+def test_blocks_and_patterns_that_do_not_fit_name_the_layer() -> None:
+    scores = {"stem.weight": torch.rand(8, 3, 3, 3)}
+    with pytest.raises(ValueError, match=r"2:4 does not divide the 3 inputs of stem\.weight; exclude it"):
+        keep_n_of_m(scores, 2, 4)
+    with pytest.raises(ValueError, match=r"tile \(1, 16\) is larger than stem\.weight \[8, 3, 3, 3\]"):
+        keep_masks(scores, 0.5, "local", (1, 16))

@@ -6,7 +6,7 @@ from edgewise.sparse.flipout import FlipOut, FlipOutPruning
 from edgewise.sparse.gradual import Gradual, GradualPruning
 from edgewise.sparse.hoyer import HoyerSparsity, HoyerSquare
 from edgewise.sparse.keep_zeros import KeepZeros, ZerosKept
-from edgewise.sparse.masks import apply_, keep_masks, masked, prunable, score
+from edgewise.sparse.masks import apply_, keep_masks, keep_n_of_m, masked, prunable, score
 from edgewise.sparse.pe import PeLasso, PeLassoPruning
 from edgewise.sparse.pe_array import OnArray, TernaryAccounting, on_array, ternary_accounting
 
@@ -27,6 +27,7 @@ __all__ = [
     "apply_",
     "grasp",
     "keep_masks",
+    "keep_n_of_m",
     "masked",
     "on_array",
     "prunable",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,13 +12,16 @@ from edgewise.sparse.masks import Criterion, Scope
 
 @dataclass(frozen=True, kw_only=True)
 class Sparsify:
-    """Set single weights to zero, in one go, wherever in a layer they are.
+    """Set weights to zero, in one go: single ones, n of every m, or whole blocks.
 
     The weights of convolutions and linear layers, no biases or normalisations. The tensors keep their shapes: what is
     stored, and every MAC, stays as it is in a runtime without sparse kernels. `nonzero` is what goes down.
 
     Args:
         sparsity: the share of these weights that becomes zero, in (0, 1).
+        pattern: instead of a share "n:m", such as "2:4": of every m neighbouring inputs n stay, wherever the weight is.
+        tile: whole blocks of [outputs, inputs] go, with all kernel positions; -1 is all of them. [1, -1] are filters.
+        exclude: the names of layers that are left alone, such as a first one with 3 inputs.
         criterion: "l1" takes the smallest magnitudes, "random" any, the baseline. "snip", "grasp" and "synflow" are for
             a network that was not trained yet.
         images: of the training split, that "snip" and "grasp" look at.
@@ -31,13 +35,30 @@ class Sparsify:
     """
 
     kind: Literal["sparsify"] = "sparsify"
-    sparsity: float
+    sparsity: float | None = None
+    pattern: str = ""
+    tile: tuple[int, int] | None = None
+    exclude: tuple[str, ...] = ()
     criterion: Criterion | Beginning = "l1"
     scope: Scope = "global"
     images: int = 512
 
     def __post_init__(self) -> None:
-        if not 0 < self.sparsity < 1:
+        if (self.sparsity is None) == (not self.pattern):
+            raise ValueError('say how much goes: sparsity = 0.5, or pattern = "2:4"')
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
             raise ValueError(f"sparsity = {self.sparsity}: a share of the weights lies in (0, 1)")
+        if self.pattern:
+            n, m = self.n_of_m
+            if not 1 <= n < m:
+                raise ValueError(f'pattern = "{self.pattern}": n:m with 1 <= n < m, such as "2:4"')
+            if self.tile is not None or self.criterion == "synflow":
+                raise ValueError(f'pattern = "{self.pattern}": goes with no tile, and not with "synflow"')
         if self.images < 1:
             raise ValueError(f"images = {self.images}: at least 1")
+
+    @property
+    def n_of_m(self) -> tuple[int, int]:
+        """The numbers of the pattern; 0, 0 for what is none."""
+        found = re.fullmatch(r"(\d+):(\d+)", self.pattern)
+        return (int(found[1]), int(found[2])) if found else (0, 0)

@@ -9,6 +9,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
+from edgewise.sparse.blocks import Tile
 from edgewise.sparse.masking import Masking
 from edgewise.sparse.masks import Criterion, Scope, keep_masks, score
 from edgewise.train.config import TrainConfig
@@ -28,6 +29,7 @@ class Gradual:
         start: the share of the training before the first event, in [0, 1).
         end: the share of it that is over at the last event, in (start, 1].
         curve: "geometric" takes the same share of what is left each time; "cubic" as in Zhu and Gupta, fewer and fewer.
+        tile: whole blocks of [outputs, inputs] go, with all kernel positions; -1 is all of them.
 
     Raises:
         ValueError: a value out of range, by name.
@@ -43,6 +45,7 @@ class Gradual:
     start: float = 0.1
     end: float = 0.6
     curve: Curve = "cubic"
+    tile: Tile | None = None
 
     def __post_init__(self) -> None:
         check_schedule(self.sparsity, self.events, self.start, self.end)
@@ -98,6 +101,8 @@ class Sparsifying(Masking):
         sparsity, events, start, end, curve, scope: as `Gradual` has them.
     """
 
+    tile: Tile | None = None
+
     def __init__(self, sparsity: float, events: int, start: float, end: float, curve: Curve, scope: Scope) -> None:
         super().__init__()
         self._schedule = sparsity, events, start, end, curve
@@ -125,7 +130,7 @@ class Sparsifying(Masking):
         """Choose the weights of least score until so large a share is zero; what is zero is always among them."""
         scored = self.scores(self.weights)
         ranked = {name: scored[name].masked_fill(~keep, -torch.inf) for name, keep in self.keep.items()}
-        chosen = keep_masks(ranked, sparsity, self._scope)
+        chosen = keep_masks(ranked, sparsity, self._scope, self.tile)
         self.keep = {name: keep & chosen[name] for name, keep in self.keep.items()}
 
 
@@ -137,7 +142,7 @@ class GradualPruning(Sparsifying):
 
     def __init__(self, config: Gradual) -> None:
         super().__init__(config.sparsity, config.events, config.start, config.end, config.curve, config.scope)
-        self.config = config
+        self.config, self.tile = config, config.tile
 
     def scores(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return magnitudes or random numbers, which the training's seed rules."""
