@@ -62,7 +62,8 @@ def quantize_step(context: Context, place: Place, config: Quantize) -> Result:
     artifact = place.after / ARTIFACT
     checks = compare_quantized(model, artifact, context.checked(), precision=made["precision"])
     notes = [*_equalized(quantizer), *made.pop("notes")]
-    if (simulated := made.pop("simulated")) is not None:
+    simulated, excluded = made.pop("simulated"), made.pop("excluded", ())
+    if simulated is not None:
         runtime = context.recipe.measured.runtime
         made["kernels"] = asdict(found := kernels(artifact, runtime))
         if found.floating:
@@ -73,7 +74,7 @@ def quantize_step(context: Context, place: Place, config: Quantize) -> Result:
         whole = network_outputs(model, inputs)
         computed = outputs(artifact, inputs)
         checks += compare_simulation(expected, computed, made["precision"], whole=whole)
-        if quantizer.sites().whole and not found.floating and not sums_saturate():
+        if quantizer.sites(excluded).whole and not kernels(artifact).floating and not sums_saturate():
             checks.append(compare_codes(expected, computed, made["precision"]))
     require(checks)
     base = row(context, model, context.artifact_accuracy(artifact, context.data.test))
@@ -182,6 +183,7 @@ def _told(choice: Choice, quantizer: Quantizer, allowed_pt: float) -> dict[str, 
     return {
         "precision": "float32" if kept.scheme == FLOAT else SCHEMES[kept.scheme].precision,
         "simulated": quantizer.simulated(kept.excluded) if static else None,
+        "excluded": kept.excluded,
         "notes": notes,
         "tried": [candidate.to_dict() for candidate in choice.tried],
         "exclusion": [asdict(point) for point in choice.curve],

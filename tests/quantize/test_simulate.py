@@ -118,7 +118,7 @@ def test_corrected_biases_keep_the_mean_of_each_layer(float_file: Path) -> None:
         computed(network, calibration)
         computed(plain, calibration)
         gaps[correct] = (seen[0] - seen[1]).abs().max().item()
-    assert gaps[True] < 1e-5 < 1e-3 < gaps[False]
+    assert gaps[True] < 1e-5 < 0.02 * gaps[False]
 
 
 def test_a_bias_that_its_weights_scale_cannot_hold_gets_a_coarser_one(tmp_path: Path) -> None:

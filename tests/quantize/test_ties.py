@@ -1,6 +1,7 @@
 """No sum lies in the middle of two codes, so that every way to round it gives the same one."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from edgewise.devices.kernels import Kernels, kernels
 from edgewise.export.onnx import export
-from edgewise.export.verify import compare_codes, compare_simulation, outputs, relative_error
+from edgewise.export.verify import compare_codes, compare_simulation, outputs, relative_error, rms_error
 from edgewise.quantize import Quantize, Quantizer
+from edgewise.quantize.affine import QParams, QSpec
 from edgewise.quantize.observe import Range
 from edgewise.quantize.simulate import FakeQuantize, integer_outputs
-from edgewise.quantize.ties import STEPS, fraction
+from edgewise.quantize.ties import STEPS, fraction, settle_table_
 from export.nets import images
-from quantize.nets import on_codes
+from quantize.nets import on_codes, optimized
 
 SCALES = st.floats(1e-4, 1.0)
 NO_SATURATION = Quantize(reduce_range=True, bit_exact=True)  # sums of 7-bit weights are whole on every processor
@@ -151,6 +154,102 @@ def test_a_small_fault_of_one_layer_is_found(streams: Quantizer, tmp_path: Path)
         found = outputs(streams.write(tmp_path / "int8.onnx", simulated=simulated), x)
         assert all(check.passed for check in compare_simulation(expected, found, whole=whole))
         assert compare_codes(expected, found, "int8").passed == sound
+
+
+def quantized(model: nn.Module, folder: Path, size: int = 16, **settings: bool) -> tuple[Quantizer, Path]:
+    source = export(model.eval(), noise(1, 0, size), folder / "float.onnx", names=True)
+    quantizer = Quantizer(source, noise(16, 1, size), Quantize(reduce_range=True, **settings))  # type: ignore[arg-type]
+    return quantizer, quantizer.write(folder / "int8.onnx")
+
+
+def noise(count: int, seed: int, size: int) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return make()
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero_point", "out"),
+    [(0.04391113296151161, 109, 0.00391517486423254), (0.031830474734306335, 98, 0.00389503943733871)],
+)
+def test_no_entry_of_a_table_lies_in_the_middle_of_two_codes(scale: float, zero_point: int, out: float) -> None:
+    """Two pairs of scales at which ONNX Runtime's float32 sigmoid and an exact one have another code somewhere."""
+
+    def nearest(scale_out: float) -> float:
+        entries = torch.sigmoid((torch.arange(256).double() - zero_point) * scale) / scale_out
+        return (entries.remainder(1) - 0.5).abs().min().item()
+
+    taps = [
+        FakeQuantize(QSpec(), QParams(torch.tensor(s), torch.tensor(z))) for s, z in ((scale, zero_point), (out, 0))
+    ]
+    assert nearest(out) < 1e-5
+    settle_table_(taps[1], taps[0], torch.sigmoid)
+    assert nearest(taps[1].scale.item()) > 1e-4
+    assert 1 <= taps[1].scale.item() / out < 1.01
+
+
+class Pools(nn.Module):
+    """Poolings whose last window reaches out of the map."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.pool, self.last = nn.Conv2d(3, 8, 3, padding=1), pool, nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.pool(torch.relu(self.conv(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_averages_at_the_edge_of_a_map_are_those_of_the_float_file(padding: int, tmp_path: Path) -> None:
+    pool = nn.AvgPool2d(3, 2, padding=padding, ceil_mode=True)
+    quantizer, path = quantized(seeded(lambda: Pools(pool)), tmp_path)
+    simulated = quantizer.simulated()
+    x = on_codes(simulated, noise(64, 2, 16))
+    assert quantizer.sites().whole == (padding == 0)
+    assert rms_error(integer_outputs(simulated, x, 64), outputs(path, x)) < (1e-6 if padding == 0 else 1e-3)
+    assert rms_error(outputs(path, x), outputs(quantizer.path, x)) < 0.05
+
+
+class Clipped(nn.Module):
+    """What is clipped at 6 is small beside what it is added to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 3, 8))
+        self.a.weight.data *= 10
+        self.b.weight.data *= 15
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(nn.functional.relu6(self.a(x)) + self.b(x)).mean((2, 3))
+
+
+def test_a_clip_is_still_the_end_of_the_codes(tmp_path: Path) -> None:
+    """A scale that grew by a fifth of a percent would leave it to do, and its convolution to floats."""
+    _, path = quantized(seeded(Clipped), tmp_path)
+    assert optimized(path, tmp_path)["QLinearConv"] == 3
+    assert kernels(path) == Kernels(3, 0)
+
+
+class Rows(nn.Module):
+    """A convolution over one dimension, added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plane, self.row = nn.Conv2d(3, 8, 3), nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.plane(x)).flatten(2)
+        return torch.relu(y + self.row(y)).mean(2)
+
+
+def test_additions_of_any_dimensions_are_kept_apart(tmp_path: Path) -> None:
+    quantizer, path = quantized(seeded(Rows), tmp_path, bit_exact=True)
+    x = noise(16, 2, 16)
+    assert rms_error(outputs(path, x), outputs(quantizer.path, x)) < 0.05
 
 
 def test_additions_are_kept_out_of_convolutions_only_where_it_is_asked_for(streams: Quantizer, tmp_path: Path) -> None:

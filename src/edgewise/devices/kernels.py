@@ -75,7 +75,9 @@ def _onnx_runtime(package: Any, path: Path) -> Iterator[bool]:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         package.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath).graph
-    made = {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
+    stored = {tensor.name for tensor in graph.initializer}
+    computed = (node for node in graph.node if node.op_type != "DequantizeLinear" or node.input[0] not in stored)
+    made = {name for node in computed for name in node.output} | {value.name for value in graph.input}
     for node in graph.node:
         if node.op_type in (*INTEGER, *FLOATING) and _has_constant_weights(node, made):
             yield node.op_type in INTEGER

@@ -132,8 +132,8 @@ def machine() -> dict[str, Any]:
 
 def sums_saturate() -> bool:
     """Say whether integer kernels may cut sums off: on x86 without VNNI two products are added in 16 bits."""
-    flags = _cpu_flags()
-    return "avx2" in flags and not {"avx_vnni", "avx512_vnni"} & set(flags)
+    x86 = platform.machine().lower() in ("x86_64", "amd64", "i686", "i386", "x86")
+    return x86 and not {"avx_vnni", "avx512_vnni"} & _cpu_flags()
 
 
 @cache

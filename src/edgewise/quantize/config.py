@@ -51,8 +51,8 @@ class Quantize:
         correct_bias: take the mean of what rounding the weights changes out of each layer's output; with "adaround",
             of what it learns from, with activations rounded.
         reduce_range: give weights 7 bits, for x86 processors without VNNI, where sums of full products saturate.
-        bit_exact: let a convolution's output be rounded before it is added to something, in OpenVINO too, so that all
-            that computes on codes gives the same codes there as in ONNX Runtime. It takes up to a tenth more time in
+        bit_exact: let a convolution's output be rounded before it is added to something, in OpenVINO too, so that a
+            convolutional network computes the same codes there as in ONNX Runtime. It takes up to a tenth more time in
             ONNX Runtime, and from a tenth to a half more in OpenVINO.
     """
 

@@ -37,6 +37,9 @@ def prepare(network: ir.Model) -> ir.Model:
             _into_gate(graph, node)
         elif node.op_type in ("Mul", "Div"):
             _scale_into_layer(graph, node)
+        elif node.op_type == "AveragePool" and not any(attribute(node, "pads", [0])):
+            # Nothing is padded. ONNX Runtime's kernel on codes counts what ceil_mode reaches out to, too.
+            node.attributes.pop("count_include_pad", None)
     for node in list(graph):
         if node.op_type == "Add":
             _bias_into_product(graph, node)

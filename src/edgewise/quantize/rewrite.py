@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgewise.export.edit import attribute, constant, known, like, only_reader, producer
-from edgewise.quantize.sites import CLAMPS, GATE_STEPS
+from edgewise.export.edit import attribute, constant, known, like, only_reader, operand, producer
+from edgewise.quantize.sites import CLAMPS, GATE_STEPS, averages_codes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -73,24 +73,26 @@ def round_before_additions_(graph: ir.Graph) -> None:
         for value in addition.inputs if addition.op_type == "Add" else ():
             dequantize = producer(value, "DequantizeLinear")
             quantize = producer(dequantize.inputs[0], "QuantizeLinear") if dequantize is not None else None
-            if dequantize is None or quantize is None or not _by_convolution(quantize):
+            space = 0 if quantize is None else _space_of_convolution(quantize)
+            if dequantize is None or quantize is None or not space:
                 continue
             codes = quantize.outputs[0]
-            same = ir.node("MaxPool", [codes], attributes={"kernel_shape": [1, 1]})
+            same = ir.node("MaxPool", [codes], attributes={"kernel_shape": [1] * space})
             graph.insert_before(dequantize, same)
             dequantize.replace_input_with(0, like(same.outputs[0], codes))
 
 
-def _by_convolution(quantize: ir.Node) -> bool:
-    """Say whether what becomes codes comes out of a convolution, clamped or not."""
+def _space_of_convolution(quantize: ir.Node) -> int:
+    """Return the dimensions of space of the convolution whose output becomes codes, clamped or not; 0 if none does."""
     node = quantize.inputs[0].producer() if quantize.inputs[0] is not None else None
     while node is not None and node.op_type in CLAMPS:
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    return node is not None and node.op_type == "Conv"
+    weight = node.inputs[1] if node is not None and node.op_type == "Conv" else None
+    return 0 if weight is None or weight.shape is None else len(weight.shape) - 2
 
 
 def keep_floats_(graph: ir.Graph) -> None:
-    """Let layers whose weights are floats compute on floats between codes as well.
+    """Let what shall compute on floats do so between codes as well: layers with float weights, and some averages.
 
     ONNX Runtime takes a convolution between codes for one that was forgotten, and rounds its weights itself, with one
     scale for all of them: MobileNetV2 without its first depthwise layer had twice the error that it has with it. A
@@ -99,8 +101,7 @@ def keep_floats_(graph: ir.Graph) -> None:
     import onnx_ir as ir
 
     for layer in list(graph):
-        weight = layer.inputs[1] if layer.op_type in ROUNDED_UNASKED and len(layer.inputs) > 1 else None
-        if known(weight) is None or producer(layer.inputs[0], "DequantizeLinear") is None:
+        if not _rounded_unasked(layer) or producer(layer.inputs[0], "DequantizeLinear") is None:
             continue
         last, reader = layer.outputs[0], only_reader(layer.outputs[0])
         while reader is not None and reader.op_type in CLAMPS:
@@ -109,6 +110,12 @@ def keep_floats_(graph: ir.Graph) -> None:
             same = ir.node("LeakyRelu", [last], attributes={"alpha": 1.0})
             graph.insert_before(reader, same)
             reader.replace_input_with(0, like(same.outputs[0], last))
+
+
+def _rounded_unasked(node: ir.Node) -> bool:
+    if node.op_type == "AveragePool":
+        return not averages_codes(node)
+    return node.op_type in ROUNDED_UNASKED and known(operand(node, 1)) is not None
 
 
 def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:

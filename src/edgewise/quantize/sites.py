@@ -164,12 +164,19 @@ def _has_kernel(node: ir.Node) -> bool:
     """Say whether an operator's settings are such that codes can be computed on."""
     if node.op_type == "HardSigmoid":
         return float(GATE_STEPS * attribute(node, "beta", 0.5)).is_integer()
+    if node.op_type == "AveragePool":
+        return averages_codes(node)
     if node.op_type == "Resize":
         return bool(attribute(node, "mode", "nearest") == "nearest")
     if node.op_type == "Pad":
         value = known(operand(node, 2))
         return attribute(node, "mode", "constant") != "constant" or value is None or not value.any()
     return True
+
+
+def averages_codes(node: ir.Node) -> bool:
+    """Say whether a pooling of codes is right: ONNX Runtime's kernel may count what lies beyond the padding."""
+    return not (attribute(node, "ceil_mode", 0) and attribute(node, "count_include_pad", 0))
 
 
 def operands(node: ir.Node) -> list[ir.Value]:
