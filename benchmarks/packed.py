@@ -54,7 +54,9 @@ def integers(weight: Tensor, bits: int) -> Tensor:
 def shared(weight: Tensor, bits: int) -> Tensor:
     """Steps of the standard deviation, so that codes are used unevenly, as those of k-means are."""
     step = 6 * weight.std() / 2**bits
-    return (weight / step).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * step + 0.0  # no -0.0, which would be one more
+    return (weight / step).round().clamp(
+        -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    ) * step + 0.0  # no -0.0, which would be one more
 
 
 CASES: dict[str, tuple[Callable[[Tensor], Tensor], Encoding | None]] = {

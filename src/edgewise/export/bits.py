@@ -86,9 +86,9 @@ def get(packed: Bytes, count: int, width: int) -> Array:
         return np.unpackbits(packed, count=count, bitorder="little")
     if width > 8:
         bits = np.unpackbits(packed, count=count * width, bitorder="little").reshape(count, width)
-        whole = np.zeros((count, WIDEST), np.uint8)
-        whole[:, :width] = bits
-        return np.packbits(whole, axis=1, bitorder="little").view("<u4").reshape(-1).astype(np.uint32)
+        padded = np.zeros((count, WIDEST), np.uint8)
+        padded[:, :width] = bits
+        return np.packbits(padded, axis=1, bitorder="little").view("<u4").reshape(-1).astype(np.uint32)
     groups = -(-count // TOGETHER)
     codes = np.empty((groups, TOGETHER), np.uint8)
     mask = np.uint8((1 << width) - 1)
@@ -99,7 +99,7 @@ def get(packed: Bytes, count: int, width: int) -> Array:
         padded[: len(some)] = some
         words = np.zeros((rows, 8), np.uint8)
         words[:, :width] = padded.reshape(rows, width)
-        whole = words.view("<u8").reshape(-1)
+        whole: Array = words.view("<u8").reshape(-1)
         for place in range(TOGETHER):
             codes[start : start + rows, place] = (whole >> np.uint64(place * width)).astype(np.uint8) & mask
     return codes.reshape(-1)[:count]

@@ -58,15 +58,18 @@ class Plain:
     kind: ClassVar[str] = "plain"
 
     def encode(self, x: Words) -> tuple[Layout, list[Array]]:
+        """Return layout and parts; see `Encoding`."""
         return {}, [x.flat]
 
     @staticmethod
     def decode(layout: Layout, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Words:
+        """Return the numbers; see `Encoding`."""
         empty = Words(np.empty(0, np.uint8), dtype, shape)
         return Words(parts.take(math.prod(shape), empty.bits).view(f"<u{empty.bits // 8}"), dtype, shape)
 
     @staticmethod
     def bound_bits(layout: Layout, width: int, shape: tuple[int, ...]) -> int:
+        """Return what must be stored; see `Encoding`."""
         return width * math.prod(shape)
 
 
@@ -87,6 +90,7 @@ class Ternary:
             raise ValueError(f"tile = {self.tile}: outputs and inputs, each at least 1")
 
     def encode(self, x: Words) -> tuple[Layout, list[Array]]:
+        """Return layout and parts; see `Encoding`."""
         if not x.sign:
             raise ModelError(f"a ternary tensor is of floats, this one of {x.dtype}; store it plain")
         magnitudes = x.flat & x.flat.dtype.type(x.sign - 1)
@@ -112,13 +116,14 @@ class Ternary:
         grid = _grid(shape, self.tile)
         if 0 in shape:
             return np.zeros(grid, np.bool_)
-        kept = (codes != 0).reshape(*shape[:2], -1).any(axis=2)
+        kept: Array = (codes != 0).reshape(*shape[:2], -1).any(axis=2)
         for axis, side in enumerate(self.tile):
             kept = np.logical_or.reduceat(kept, range(0, shape[axis], side), axis=axis)
         return kept
 
     @staticmethod
     def decode(layout: Layout, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Words:
+        """Return the numbers; see `Encoding`."""
         empty = Words(np.empty(0, np.uint8), dtype, shape)
         scale = int(parts.take(1, empty.bits)[0])
         table = np.array([0, scale, empty.sign, scale | empty.sign], f"<u{empty.bits // 8}")
@@ -134,6 +139,7 @@ class Ternary:
 
     @staticmethod
     def bound_bits(layout: Layout, width: int, shape: tuple[int, ...]) -> int:
+        """Return what must be stored; see `Encoding`."""
         tiles = math.prod(_grid(shape, layout["tile"])) if "tile" in layout else 0
         return width + tiles + 2 * int(layout["codes"])
 
@@ -169,6 +175,7 @@ class Codebook:
             raise ValueError(f'codes = "{self.codes}": "fixed", "huffman" or "smaller"')
 
     def encode(self, x: Words) -> tuple[Layout, list[Array]]:
+        """Return layout and parts; see `Encoding`."""
         centroids, codes = self._shared(x.flat)
         width = _width(len(centroids))
         fixed: Layout = {"centroids": len(centroids), "bits": width}
@@ -205,6 +212,7 @@ class Codebook:
 
     @staticmethod
     def decode(layout: Layout, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Words:
+        """Return the numbers; see `Encoding`."""
         count, known = math.prod(shape), int(layout["centroids"])
         centroids = parts.take(known, Words(np.empty(0, np.uint8), dtype, shape).bits)
         if "huffman" in layout:
@@ -218,6 +226,7 @@ class Codebook:
 
     @staticmethod
     def bound_bits(layout: Layout, width: int, shape: tuple[int, ...]) -> int:
+        """Return what must be stored; see `Encoding`."""
         known, count = int(layout["centroids"]), math.prod(shape)
         codes = layout["huffman"] + 4 * known if "huffman" in layout else count * layout["bits"]
         return known * width + int(codes)
@@ -237,7 +246,8 @@ def _places(flat: Array, centroids: Array) -> Bytes:
             break
     table = np.zeros(1 << HASH_BITS, np.uint8)
     table[slots] = np.arange(len(centroids))
-    return table.take(flat * multiplier >> drop)
+    places: Bytes = table.take(flat * multiplier >> drop)
+    return places
 
 
 def _width(different: int) -> int:
@@ -263,6 +273,7 @@ class Sparse:
             raise ValueError(f'places = "{self.places}": "bitmap", "gaps" or "smaller"')
 
     def encode(self, x: Words) -> tuple[Layout, list[Array]]:
+        """Return layout and parts; see `Encoding`."""
         nonzero = x.flat != 0
         at = np.flatnonzero(nonzero)
         values = x.flat if len(at) == len(x.flat) else x.flat[at]
@@ -277,6 +288,7 @@ class Sparse:
 
     @staticmethod
     def decode(layout: Layout, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Words:
+        """Return the numbers; see `Encoding`."""
         size, count, inner = math.prod(shape), int(layout["count"]), layout["values"]
         if "gaps" in layout:
             width, entries = int(layout["bits"]), int(layout["gaps"])
@@ -292,6 +304,7 @@ class Sparse:
 
     @staticmethod
     def bound_bits(layout: Layout, width: int, shape: tuple[int, ...]) -> int:
+        """Return what must be stored; see `Encoding`."""
         places = layout["gaps"] * layout["bits"] if "gaps" in layout else math.prod(shape)
         inner = layout["values"]
         return int(places) + ENCODINGS[inner["kind"]].bound_bits(inner, width, (int(layout["count"]),))

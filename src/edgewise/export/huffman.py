@@ -58,7 +58,9 @@ def code_lengths(counts: Sequence[int] | Array, longest: int = LONGEST) -> Bytes
     ([1, 2, 3, 3], [1, 3, 3, 3, 3])
     """
     lengths = np.zeros(len(counts), np.uint8)
-    single = sorted((int(count), (symbol,)) for symbol, count in enumerate(counts) if count > 0)
+    single: list[tuple[int, tuple[int, ...]]] = sorted(
+        (int(count), (symbol,)) for symbol, count in enumerate(counts) if count > 0
+    )
     if len(single) < 2:
         lengths[[symbol for _, symbols in single for symbol in symbols]] = 1
         return lengths

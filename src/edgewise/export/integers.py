@@ -63,7 +63,9 @@ class Integers:
         codes[x.flat == x.sign] = lowest
         layout: dict[str, Any] = {"kind": self.kind, "axis": self.axis, "minus_zero": minus_zero}
         if not np.array_equal(_numbers(codes, scale, layout, x.dtype, x.shape).flat, x.flat):
-            raise ModelError(f"not every number is its scale times a code of {self.bits} bits; quantise the tensor first")
+            raise ModelError(
+                f"not every number is its scale times a code of {self.bits} bits; quantise the tensor first"
+            )
         stored = bits.put(codes.view(np.uint8) & np.uint8((1 << self.bits) - 1), self.bits)
         return layout, [scale.astype("<f4"), stored]
 

@@ -245,7 +245,7 @@ def _opened(file: Path) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
     if not file.is_file():
         raise ModelError(f"no such packed file: {file}")
     try:
-        source = safe_open(file, framework="np")
+        source: Any = safe_open(file, framework="np")
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{file} is not a packed file, or is cut off: {one_line(error)}") from error
     with source:
@@ -254,7 +254,9 @@ def _opened(file: Path) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
         if about.get("format") != FORMAT or not version.isdecimal():
             raise ModelError(f"{file} is not a packed file: its format is {about.get('format', 'not told')}")
         if int(version) > VERSION:
-            raise ModelError(f"{file} has version {version} of the format, and this edgewise reads {VERSION}; update it")
+            raise ModelError(
+                f"{file} has version {version} of the format, and this edgewise reads {VERSION}; update it"
+            )
         try:
             table = source.get_tensor("table").tobytes()
             header = _header(table, int(source.get_slice("data").get_shape()[0]))
