@@ -85,10 +85,9 @@ def get(packed: Bytes, count: int, width: int) -> Array:
     if width == 1:
         return np.unpackbits(packed, count=count, bitorder="little")
     if width > 8:
-        bits = np.unpackbits(packed, count=count * width, bitorder="little").reshape(count, width)
-        padded = np.zeros((count, WIDEST), np.uint8)
-        padded[:, :width] = bits
-        return np.packbits(padded, axis=1, bitorder="little").view("<u4").reshape(-1).astype(np.uint32)
+        wide = np.zeros((count, WIDEST), np.uint8)
+        wide[:, :width] = np.unpackbits(packed, count=count * width, bitorder="little").reshape(count, width)
+        return np.packbits(wide, axis=1, bitorder="little").view("<u4").reshape(-1).astype(np.uint32)
     groups = -(-count // TOGETHER)
     codes = np.empty((groups, TOGETHER), np.uint8)
     mask = np.uint8((1 << width) - 1)
