@@ -3,6 +3,7 @@
 import json
 import math
 import zlib
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,6 +41,8 @@ def random_bits(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor
     drawn = np.random.default_rng(seed).integers(0, 256, math.prod(shape) * dtype.itemsize, dtype=np.uint8)
     if dtype == torch.bool:
         drawn &= 1
+    if not len(drawn):
+        return torch.empty(shape, dtype=dtype)
     return torch.from_numpy(drawn).view(dtype).reshape(shape)
 
 
@@ -173,7 +176,10 @@ def test_ternary_tensors_come_back(
     shape: tuple[int, ...], dtype: torch.dtype, outputs: int, inputs: int, seed: int
 ) -> None:
     scale = random_bits((1,), dtype, seed)
-    tensor = palette(shape, torch.cat([torch.zeros(3, dtype=dtype), -torch.zeros(1, dtype=dtype), scale, -scale]), seed)
+    other = scale.clone()  # negated as bits: arithmetic changes some NaN
+    other.view(torch.uint8)[-1] ^= 128
+    zeros = torch.tensor([0.0, 0.0, -0.0], dtype=dtype)
+    tensor = palette(shape, torch.cat([zeros, scale, other]), seed)
     assert_same(decode(encode(tensor, Ternary())), tensor)
     if len(shape) > 1:
         assert_same(decode(encode(tensor, Ternary((outputs, inputs)))), tensor)
@@ -247,10 +253,14 @@ def test_the_bytes_by_hand() -> None:
     assert encode(tensor, Ternary((1, 2))).stored == half + bytes([0b100001, 0b01001101])
     values = half + bytes.fromhex("000000bf") + half
     assert encode(tensor, Sparse(places="bitmap")).stored == bytes([0b11, 0b1000]) + values
-    # Gaps 0, 0, 9: with 2 bits 0, 0, 3, 3, 3, 0; with 3 bits 0, 0, 7, 2; with 4 bits 0, 0, 9.
+    # Gaps 0, 0, 9: 12 bits with any width up to 4, and then the fewest codes.
     gaps = encode(tensor, Sparse(places="gaps"))
-    assert (gaps.layout["bits"], gaps.layout["gaps"]) == (2, 6)
-    assert gaps.stored == bytes([0b11110000, 0b0011]) + values
+    assert (gaps.layout["bits"], gaps.layout["gaps"]) == (4, 3)
+    assert gaps.stored == bytes([0x00, 0x09]) + values
+    # Gaps 0, 0, 0, 0, 4: with 1 bit 0, 0, 0, 0, four ones that are zeros of the tensor, 0; else 2 bits each.
+    gaps = encode(torch.tensor([2, 3, 4, 5, 0, 0, 0, 0, 6], dtype=torch.uint8), Sparse(places="gaps"))
+    assert (gaps.layout["bits"], gaps.layout["gaps"]) == (1, 9)
+    assert gaps.stored == bytes([0b11110000, 0, 2, 3, 4, 5, 6])
     # Bit patterns rise 0, 0.5, -0.5; codes 1, 2, 0, ...
     assert encode(tensor, Codebook(codes="fixed")).stored == (
         bytes(4) + half + bytes.fromhex("000000bf") + bytes([0b1001, 0, 0b01000000])
@@ -283,8 +293,8 @@ KINDS: dict[str, tuple[object, Encoding]] = {
     "plain": (lambda w: w, Plain()),
     "ternary": (made_ternary, Ternary()),
     "tiles": (made_ternary, Ternary((1, 16))),
-    "sparse": (lambda w: w * (w > 1.5 * w.std()), Sparse()),
-    "sparse codes": (lambda w: (w * 16).round() / 16, Sparse(Codebook())),
+    "sparse": (lambda w: w.where(w > 1.5 * w.std(), torch.zeros(())), Sparse()),
+    "sparse codes": (lambda w: (w * 16).round() / 16 + 0.0, Sparse(Codebook())),
     "codes": (lambda w: (w * 16).round() / 16 + 0.0, Codebook(codes="fixed")),
     "huffman": (lambda w: (w * 16).round() / 16 + 0.0, Codebook(codes="huffman")),
     "int4": (lambda w: (w / w.abs().max() * 7).round() * (w.abs().max() / 7), Integers(4, None)),
@@ -327,7 +337,7 @@ def test_the_smallest_is_found() -> None:
         "plain": random,
         "int4": (random / scale).round() * scale,
         "ternary": palette((40, 64), torch.tensor([0.0, -0.0, 0.1, -0.1]), 0),
-        "sparse": random * (random > 1.5),
+        "sparse": torch.where(random > 1, random, torch.zeros(())),
         "codebook": palette((40, 64), torch.randn(8, generator=torch.Generator().manual_seed(1)), 0),
     }
     assert {kind: smallest(tensor).layout["kind"] for kind, tensor in cases.items()} == {kind: kind for kind in cases}
@@ -450,9 +460,9 @@ def test_what_is_wrong_is_told(path: Path, tmp_path: Path, monkeypatch: pytest.M
 
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ModelError, match=r"net\.packed: int is damaged \(its SHA-256 is another\)"):
+    with pytest.raises(ModelError, match=r"net\.packed: 'int' is damaged \(its SHA-256 is another\)"):
         unpack(path)
-    assert [name for name, _ in zip(TENSORS, stream(path), strict=False)][:6] == list(TENSORS)[:6]  # those before it
+    assert [name for name, _ in islice(stream(path), 6)] == list(TENSORS)[:6]  # those before it are read
     with pytest.raises(ModelError, match="no such packed file"):
         unpack(tmp_path / "none")
     with pytest.raises(ModelError, match="no such packed file"):
@@ -478,7 +488,7 @@ def test_what_is_wrong_is_told(path: Path, tmp_path: Path, monkeypatch: pytest.M
         {"shape": [4, 6]},
         {"shape": [4, 6, 3, 4]},
         {"tile": [0, 1]},
-        {"tile": [2, 2]},
+        {"tile": [1, 1]},
         {"dtype": "float8"},
         {"dtype": "float64"},
         {"bytes": -1},
@@ -492,17 +502,17 @@ def test_a_row_that_does_not_fit_its_bytes_is_found(changes: dict[str, object], 
     row = {"kind": "ternary", "dtype": encoded.dtype, "shape": encoded.shape, **encoded.layout, **changes}
     fake = SimpleNamespace(stored=encoded.stored, dtype=row.pop("dtype"), shape=row.pop("shape"), layout=row)
     file = write({"w": fake}, tmp_path / "a.packed")  # type: ignore[dict-item]
-    with pytest.raises(ModelError, match="w: the stored bytes do not fit|w is damaged"):
+    with pytest.raises(ModelError, match=r"'w': the stored bytes do not fit|a table that cannot be read"):
         unpack(file)
 
 
 def test_an_encoding_for_each_tensor_and_a_tensor_for_each_encoding(tmp_path: Path) -> None:
     tensors = {"a": torch.ones(2), "b": torch.arange(3.0)}
-    with pytest.raises(ModelError, match='no encoding for "b"'):
+    with pytest.raises(ModelError, match="no encoding for 'b'"):
         pack(tensors, {"a": Plain()}, tmp_path / "x")
-    with pytest.raises(ModelError, match='an encoding for "bb", which is no tensor; did you mean'):
+    with pytest.raises(ModelError, match="an encoding for 'bb', which is no tensor; did you mean"):
         pack(tensors, {"a": Plain(), "bb": Plain()}, tmp_path / "x")
-    with pytest.raises(ModelError, match="b: a ternary tensor is 0 or"):
+    with pytest.raises(ModelError, match="'b': a ternary tensor is 0 or"):
         pack(tensors, {"a": Plain(), "b": Ternary()}, tmp_path / "x")
     assert not list(tmp_path.iterdir())
 

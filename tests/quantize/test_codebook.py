@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ def slow_powers(weight: float, largest: float, bits: int) -> float:
     highest = math.floor(math.log2(4 * largest / 3))
     lowest = highest + 1 - 2 ** (bits - 1) // 2
     values = [0.0, *(2.0**exponent for exponent in range(lowest, highest + 1))]
-    for low, high in zip(values, values[1:], strict=False):
+    for low, high in pairwise(values):
         if (low + high) / 2 <= abs(weight) < 3 * high / 2:
             found = high
     return math.copysign(found, weight) if abs(weight) >= values[1] / 2 else 0.0
@@ -322,7 +323,7 @@ def test_incremental_fixes_the_largest_and_leaves_the_others_free() -> None:
         Incremental(PowersOfTwo()).start(layer, replace(CONFIG, epochs=1), 1)
 
 
-class Stop(Exception):
+class KilledError(Exception):
     """Somebody killed the training."""
 
 
@@ -332,7 +333,7 @@ class Killed(TrainingMethod):
 
     def after_step(self, model: nn.Module, step: int, lr: float) -> None:
         if step == self.epoch * (200 // 32):
-            raise Stop
+            raise KilledError
 
 
 class Neighbour(TrainingMethod):
@@ -346,7 +347,7 @@ Neighbour.__name__ = "Killed"
 def test_a_killed_training_goes_on_as_if_nothing_had_been(method: object, most: int, tmp_path: Path) -> None:
     checkpoint, start = tmp_path / "c.safetensors", tiny_net()
     whole = fit(start, TASK, SPLIT, CONFIG, methods=[method(), Neighbour()])  # type: ignore[operator]
-    with pytest.raises(Stop):
+    with pytest.raises(KilledError):
         fit(start, TASK, SPLIT, CONFIG, methods=[method(), Killed(2)], checkpoint=checkpoint)  # type: ignore[operator]
     resumed = fit(start, TASK, SPLIT, CONFIG, methods=[method(), Neighbour()], checkpoint=checkpoint)  # type: ignore[operator]
     assert same(resumed, whole)

@@ -318,7 +318,7 @@ def _gap_width(gaps: Array) -> tuple[int, int]:
     different = np.flatnonzero(counts)
     counts = counts[different]
     entries = {width: len(gaps) + int(counts @ (different // ((1 << width) - 1))) for width in range(1, WIDEST_GAP)}
-    width = min(entries, key=lambda width: width * entries[width])
+    width = min(entries, key=lambda width: (width * entries[width], entries[width]))
     return width, entries[width]
 
 

@@ -51,16 +51,17 @@ class Integers:
         if self.axis is not None and not 0 <= self.axis < len(x.shape):
             raise ModelError(f"axis {self.axis} of a tensor of the shape {list(x.shape)}; give one it has, or None")
         channels = 1 if self.axis is None else x.shape[self.axis]
-        scale = self._found(x) if self.scale is None else self.scale.detach().float().cpu().numpy().reshape(-1)
+        minus_zero = bool((x.flat == x.sign).any())
+        lowest = minus_zero - (1 << (self.bits - 1))  # of the codes that stand for their products
+        scale = self._found(x, lowest) if self.scale is None else self.scale.detach().float().cpu().numpy().reshape(-1)
         if len(scale) != channels:
             raise ModelError(f"{len(scale)} scales for {channels} channels")
         numbers = tensor(x).float().numpy()
-        minus_zero = bool((x.flat == x.sign).any())
-        lowest = -(1 << (self.bits - 1))
+        highest = (1 << (self.bits - 1)) - 1
         with np.errstate(all="ignore"):
             codes = np.rint(numbers / _along(scale, self.axis, x.shape))
-        codes = np.clip(np.nan_to_num(codes), lowest + minus_zero, -lowest - 1).astype(np.int8).reshape(-1)
-        codes[x.flat == x.sign] = lowest
+        codes = np.clip(np.nan_to_num(codes), lowest, highest).astype(np.int8).reshape(-1)
+        codes[x.flat == x.sign] = -highest - 1
         layout: dict[str, Any] = {"kind": self.kind, "axis": self.axis, "minus_zero": minus_zero}
         if not np.array_equal(_numbers(codes, scale, layout, x.dtype, x.shape).flat, x.flat):
             raise ModelError(
@@ -69,7 +70,7 @@ class Integers:
         stored = bits.put(codes.view(np.uint8) & np.uint8((1 << self.bits) - 1), self.bits)
         return layout, [scale.astype("<f4"), stored]
 
-    def _found(self, x: Words) -> Array:
+    def _found(self, x: Words, lowest: int) -> Array:
         """Return scales that fit, float32 ``[channels]``; 0 for a channel of nothing but 0."""
         if x.dtype != "float32":
             raise ModelError(f"the scales of a tensor of {x.dtype} must be given")
@@ -81,31 +82,30 @@ class Integers:
             raise ModelError("NaN or infinity is no code times a scale; store the tensor plain")
         if len(rows):  # the channel of the largest number tells most often that there is no such scale
             first = slice(int(largest.argmax()), int(largest.argmax()) + 1)
-            self._fitting(rows[first], largest[first])
-        return self._fitting(rows, largest)
+            self._fitting(rows[first], largest[first], lowest)
+        return self._fitting(rows, largest, lowest)
 
-    def _fitting(self, rows: Array, largest: Array) -> Array:
+    def _fitting(self, rows: Array, largest: Array, lowest: int) -> Array:
         """Return the first scale for each of the rows ``[C, n]`` that makes codes of all its numbers."""
         sample = rows[:, :: max(1, rows.shape[1] // SAMPLE)]
         scales, open_ = np.zeros(len(rows), np.float32), np.arange(len(rows))
-        for code in range(1 << (self.bits - 1), 0, -1):
+        for code in range(-lowest, 0, -1):
             near = largest / np.float32(code)
             # The rounding of the product and of the division can move a scale to its neighbour.
             for tried in (near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(np.inf))):
-                some = open_[self._fit(sample[open_], tried[open_])]
-                some = some[self._fit(rows if len(some) == len(rows) else rows[some], tried[some])]
+                some = open_[self._fit(sample[open_], tried[open_], lowest)]
+                some = some[self._fit(rows if len(some) == len(rows) else rows[some], tried[some], lowest)]
                 scales[some] = tried[some]
                 open_ = np.setdiff1d(open_, some)
                 if not len(open_):
                     return scales
         raise ModelError(f"no scale makes codes of {self.bits} bits of these numbers; quantise the tensor first")
 
-    def _fit(self, rows: Array, scales: Array) -> Array:
+    def _fit(self, rows: Array, scales: Array, lowest: int) -> Array:
         """Whether each scale makes codes of its row's numbers, bool ``[C]``."""
-        limit = 1 << (self.bits - 1)
         scale = scales[:, None]
         with np.errstate(all="ignore"):
-            codes = np.clip(np.rint(rows / scale), -limit, limit - 1)
+            codes = np.clip(np.rint(rows / scale), lowest, (1 << (self.bits - 1)) - 1)
             fit: Array = ((codes * scale == rows) | (rows == 0)).all(axis=1)
         return fit
 

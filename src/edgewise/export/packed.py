@@ -145,15 +145,15 @@ def pack(tensors: Mapping[str, Tensor], encodings: Mapping[str, Encoding], path:
     """
     for name in encodings:
         if name not in tensors:
-            raise ModelError(f'an encoding for "{name}", which is no tensor; {nearest(name, tensors)}')
+            raise ModelError(f"an encoding for {name!r}, which is no tensor; {nearest(name, tensors)}")
     encoded = {}
     for name, found in tensors.items():
         if name not in encodings:
-            raise ModelError(f'no encoding for "{name}"; give Plain() to store it as it is')
+            raise ModelError(f"no encoding for {name!r}; give Plain() to store it as it is")
         try:
             encoded[name] = encode(found, encodings[name])
         except ModelError as error:
-            raise ModelError(f"{name}: {error}") from error
+            raise ModelError(f"{name!r}: {error}") from error
     return write(encoded, path)
 
 
@@ -198,16 +198,15 @@ def stream(path: str | Path) -> Iterator[tuple[str, Tensor]]:
     with _opened(file) as (source, rows):
         data, at = source.get_slice("data"), 0
         for row in rows:
-            end = at + row["bytes"]
-            stored: Bytes = data[at:end]
-            if hashlib.sha256(stored.data).hexdigest() != row["sha256"]:
-                raise ModelError(f"{file}: {row['name']} is damaged (its SHA-256 is another); get the file again")
+            stored: Bytes = data[at : at + row.size]
+            if hashlib.sha256(stored.data).hexdigest() != row.sha256:
+                raise ModelError(f"{file}: {row.name!r} is damaged (its SHA-256 is another); get the file again")
             try:
-                found = _decoded(row, stored, row["dtype"], tuple(row["shape"]))
+                found = _decoded(row.layout, stored, row.dtype, row.shape)
             except ModelError as error:
-                raise ModelError(f"{file}: {row['name']}: {error}") from error
-            yield row["name"], found
-            at = end
+                raise ModelError(f"{file}: {row.name!r}: {error}") from error
+            yield row.name, found
+            at += row.size
 
 
 def stored_bytes(path: str | Path) -> list[Stored]:
@@ -219,10 +218,23 @@ def stored_bytes(path: str | Path) -> list[Stored]:
     with _opened(Path(path)) as (_, rows):
         listed = []
         for row in rows:
-            encoded = Encoded(row, row["dtype"], tuple(row["shape"]), b"")
-            encoding = row["kind"] + (f" {row['values']['kind']}" if row["kind"] == "sparse" else "")
-            listed.append(Stored(row["name"], encoding, row["bytes"], encoded.bound_bits / 8))
+            encoding = row.layout["kind"]
+            if encoding == Sparse.kind:
+                encoding += f" {row.layout['values']['kind']}"
+            bound = Encoded(row.layout, row.dtype, row.shape, b"").bound_bits / 8
+            listed.append(Stored(row.name, encoding, row.size, bound))
         return listed
+
+
+class _Row(NamedTuple):
+    """What the table says of a tensor: its bytes are `size` many, behind those of the rows before."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+    sha256: str
+    layout: Layout
 
 
 def _header(table: bytes, size: int) -> bytes:
@@ -238,7 +250,7 @@ def _header(table: bytes, size: int) -> bytes:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
+def _opened(file: Path) -> Iterator[tuple[Any, list[_Row]]]:
     """Give an open file and the rows of its table, after holding that both are as they were written."""
     from safetensors import SafetensorError, safe_open
 
@@ -259,13 +271,23 @@ def _opened(file: Path) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
             )
         try:
             table = source.get_tensor("table").tobytes()
-            header = _header(table, int(source.get_slice("data").get_shape()[0]))
+            size = int(source.get_slice("data").get_shape()[0])
         except (SafetensorError, IndexError) as error:
             raise ModelError(f"{file} is damaged: {one_line(error)}; get it again") from error
+        header = _header(table, size)
         with file.open("rb") as beginning:
             if beginning.read(len(header)) != header:
                 raise ModelError(f"{file} is damaged: its header does not fit its table; get it again")
-        yield source, json.loads(zlib.decompress(table))
+        try:
+            rows = [
+                _Row(row["name"], row["dtype"], tuple(row["shape"]), row["bytes"], row["sha256"], row)
+                for row in json.loads(zlib.decompress(table))
+            ]
+            if sum(row.size for row in rows) != size or any(row.size < 0 for row in rows):
+                raise ValueError(f"its rows are not of {size} bytes")
+        except (ValueError, KeyError, TypeError, zlib.error) as error:
+            raise ModelError(f"{file}: a table that cannot be read ({one_line(error)})") from error
+        yield source, rows
 
 
 def _decoded(layout: Layout, stored: Bytes, dtype: str, shape: tuple[int, ...]) -> Tensor:
@@ -277,5 +299,5 @@ def _decoded(layout: Layout, stored: Bytes, dtype: str, shape: tuple[int, ...]) 
         if len(found.flat) != math.prod(shape):
             raise ValueError(f"{len(found.flat)} numbers for the shape {list(shape)}")
         return tensor(found)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, ArithmeticError) as error:
         raise ModelError(f"the stored bytes do not fit what is said of them ({one_line(error)})") from error

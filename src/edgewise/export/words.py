@@ -61,6 +61,8 @@ def words(tensor: Tensor) -> Words:
     if tensor.dtype not in NAMES or tensor.layout is not torch.strided or tensor.is_meta:
         kind = f"{tensor.dtype} {tensor.layout} on {tensor.device}".replace("torch.", "")
         raise ModelError(f"a tensor of {kind} has no packed form; dense ones of {', '.join(DTYPES)} have")
+    if not tensor.numel():  # whose strides are as they happen to be
+        return Words(np.empty(0, f"<u{tensor.dtype.itemsize}"), NAMES[tensor.dtype], tuple(tensor.shape))
     whole = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return Words(whole.view(f"<u{tensor.dtype.itemsize}"), NAMES[tensor.dtype], tuple(tensor.shape))
 
@@ -73,6 +75,8 @@ def tensor(found: Words) -> Tensor:
     """
     if len(found.flat) != math.prod(found.shape):
         raise ValueError(f"{len(found.flat)} numbers for the shape {list(found.shape)}")
+    if not len(found.flat):
+        return torch.empty(found.shape, dtype=DTYPES[found.dtype])
     patterns = found.flat if found.flat.flags.writeable else found.flat.copy()
     return torch.from_numpy(patterns.view(np.uint8)).view(DTYPES[found.dtype]).reshape(found.shape)
 
