@@ -1,5 +1,6 @@
 """Packed files: every bit comes back, the bytes are those of the counts, and no damage goes unseen."""
 
+import hashlib
 import json
 import math
 import zlib
@@ -534,3 +535,21 @@ def test_every_encoding_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "packed_format.md").read_text(encoding="utf-8")
     for name in [*ENCODINGS, *DTYPES]:
         assert f"`{name}`" in text
+
+
+def test_the_example_of_the_documentation(tmp_path: Path) -> None:
+    """The file as the page tells it, read without edgewise."""
+    whole = pack({"w": torch.tensor([0.5, 0.0, -0.5])}, {"w": Ternary()}, tmp_path / "w").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header, rest = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    size = header["table"]["shape"][0]
+    assert header["__metadata__"] == {
+        "format": "edgewise packed", "version": "1", "sha256": hashlib.sha256(rest[:size]).hexdigest()
+    }  # fmt: skip
+    assert header["data"] == {"dtype": "U8", "shape": [5], "data_offsets": [size, size + 5]}
+    assert rest[size:] == bytes.fromhex("0000003f31")
+    digest = hashlib.sha256(rest[size:]).hexdigest()
+    row = zlib.decompress(rest[:size]).decode()
+    assert [each["sha256"] for each in json.loads(row)] == [digest]
+    text = (Path(__file__).parents[2] / "docs" / "packed_format.md").read_text(encoding="utf-8")
+    assert row.replace(digest, "<64 digits>") in text

@@ -80,26 +80,27 @@ class Integers:
         largest = np.abs(rows).max(axis=1, initial=0)
         if not np.isfinite(largest).all():
             raise ModelError("NaN or infinity is no code times a scale; store the tensor plain")
-        if len(rows):  # the channel of the largest number tells most often that there is no such scale
-            first = slice(int(largest.argmax()), int(largest.argmax()) + 1)
-            self._fitting(rows[first], largest[first], lowest)
-        return self._fitting(rows, largest, lowest)
+        return self._fitting(rows, _near(largest, -lowest), lowest)
 
-    def _fitting(self, rows: Array, largest: Array, lowest: int) -> Array:
-        """Return the first scale for each of the rows ``[C, n]`` that makes codes of all its numbers."""
+    def _fitting(self, rows: Array, tried: Array, lowest: int) -> Array:
+        """Return the first of the scales tried, ``[C, s]``, that makes codes of all numbers of its row ``[C, n]``."""
         sample = rows[:, :: max(1, rows.shape[1] // SAMPLE)]
-        scales, open_ = np.zeros(len(rows), np.float32), np.arange(len(rows))
-        for code in range(-lowest, 0, -1):
-            near = largest / np.float32(code)
-            # The rounding of the product and of the division can move a scale to its neighbour.
-            for tried in (near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(np.inf))):
-                some = open_[self._fit(sample[open_], tried[open_], lowest)]
-                some = some[self._fit(rows if len(some) == len(rows) else rows[some], tried[some], lowest)]
-                scales[some] = tried[some]
-                open_ = np.setdiff1d(open_, some)
-                if not len(open_):
-                    return scales
-        raise ModelError(f"no scale makes codes of {self.bits} bits of these numbers; quantise the tensor first")
+        scales, left = np.zeros(len(rows), np.float32), np.arange(len(rows))
+        # One channel, that of the largest number, tells most often that there is no such scale.
+        one = int(tried[:, 0].argmax()) if len(rows) else 0
+        if len(rows) and not self._fit(sample[[one] * tried.shape[1]], tried[one], lowest).any():
+            left, tried = left[one : one + 1], tried[:, :0]
+        for scale in tried.T:
+            if not len(left):
+                break
+            some = left[self._fit(sample[left], scale[left], lowest)]
+            if len(some):
+                some = some[self._fit(rows if len(some) == len(rows) else rows[some], scale[some], lowest)]
+                scales[some] = scale[some]
+                left = np.setdiff1d(left, some)
+        if len(left):
+            raise ModelError(f"no scale makes codes of {self.bits} bits of these numbers; quantise the tensor first")
+        return scales
 
     def _fit(self, rows: Array, scales: Array, lowest: int) -> Array:
         """Whether each scale makes codes of its row's numbers, bool ``[C]``."""
@@ -123,6 +124,16 @@ class Integers:
         """Return a code for each number and 32 bits for each scale."""
         axis = layout["axis"]
         return int(layout["kind"].removeprefix("int")) * math.prod(shape) + 32 * (1 if axis is None else shape[axis])
+
+
+def _near(largest: Array, highest: int) -> Array:
+    """Return the scales that make the largest magnitudes ``[C]`` a code of at most `highest`, float32 ``[C, s]``.
+
+    The rounding of the product and of the division can move a scale to its neighbour: those are there as well.
+    """
+    near = largest[:, None] / np.arange(highest, 0, -1, dtype=np.float32)
+    below, above = np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(np.inf))
+    return np.stack([near, below, above], axis=2).reshape(len(largest), 3 * highest)
 
 
 def _along(scale: Array, axis: int | None, shape: tuple[int, ...]) -> Array:
