@@ -20,7 +20,17 @@ from edgewise.errors import ModelError
 from edgewise.export import bits, huffman, packed
 from edgewise.export.encodings import ENCODINGS, Codebook, Encoding, Plain, Sparse, Ternary
 from edgewise.export.integers import Integers
-from edgewise.export.packed import decode, encode, pack, smallest, stored_bytes, stream, unpack, write
+from edgewise.export.packed import (
+    decode,
+    encode,
+    pack,
+    paper_compression,
+    smallest,
+    stored_bytes,
+    stream,
+    unpack,
+    write,
+)
 from edgewise.export.words import DTYPES
 from edgewise.sparse import prunable
 
@@ -323,6 +333,8 @@ def test_the_bounds_are_the_formulas() -> None:
     tensor[:2, :16] = 0.25
     ternary = encode(tensor, Ternary((16, 16)))
     assert ternary.bound_bits == 2 * 16 * 16 * 9 + 4 + 32  # 2 x 2 tiles, one of which is not 0
+    assert paper_compression({"w": tensor, "zeros": torch.zeros(2, 20, 32)}, (16, 16)) == 16 * (5760 + 1280) / 2304
+    assert paper_compression({"w": torch.zeros(2, 2)}, (1, 1)) == math.inf
     assert encode(tensor, Ternary()).bound_bits == 2 * 20 * 32 * 9 + 32
     assert encode(tensor, Plain()).bound_bits == 32 * 5760
     assert encode(tensor, Codebook(codes="fixed")).bound_bits == 2 * 32 + 5760

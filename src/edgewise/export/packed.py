@@ -117,6 +117,23 @@ def smallest(found: Tensor, tile: tuple[int, int] | None = None) -> Encoded:
     return min((made for made in fitting if made), key=lambda made: len(made.stored))
 
 
+def paper_compression(weights: Mapping[str, Tensor], tile: tuple[int, int]) -> float:
+    """Return how many times fewer bits ternary weights take than in float32, as papers on tiles of zeros count.
+
+    ``16 / (1 - s)``, s the share of the weights in tiles of nothing but 0: two bits for each other weight, and nothing
+    for the tiles' own bits, scales and what stays float. What is true of a file says `stored_bytes`.
+
+    Args:
+        weights: ternary, ``[O, I, ...]``.
+        tile: outputs and inputs of a tile.
+
+    Raises:
+        ModelError: a tensor that is not ternary or has no tiles.
+    """
+    codes = sum(int(encode(weight, Ternary(tile)).layout["codes"]) for weight in weights.values())
+    return 16 * sum(weight.numel() for weight in weights.values()) / codes if codes else math.inf
+
+
 def _tried(found: Tensor, encoding: Encoding) -> Encoded | None:
     """Store a tensor, or return None where it is not of that kind."""
     try:

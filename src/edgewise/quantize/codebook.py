@@ -215,7 +215,7 @@ class ShareWeights:
 
     Args:
         values: "kmeans", the centroids of `kmeans`; "ternary", 0 and one magnitude.
-        bits: of a code, 2 to 8; "ternary" takes 2.
+        bits: of a code of "kmeans", 2 to 8; those of "ternary" take 2, whatever is said here.
         zero: of "kmeans": a centroid that is 0 and stays 0, for networks that are sparse.
         layers: names of the layers, as `named_modules` tells them; empty: all.
         gradient: a value has the "sum" of its weights' gradients, which is its own; the "mean" moves it as far as a
