@@ -8,7 +8,7 @@ from typing import Literal, final
 from torch import Tensor, nn
 
 from edgewise.errors import RecipeError
-from edgewise.sparse.masks import apply_, prunable
+from edgewise.sparse.layers import layers, shadow
 from edgewise.train.config import TrainConfig
 from edgewise.train.method import TrainingMethod
 
@@ -32,7 +32,7 @@ class ZerosKept(TrainingMethod):
 
     def __init__(self, config: KeepZeros) -> None:
         self.config = config
-        self._keep: dict[str, Tensor] = {}
+        self._zeros: list[tuple[nn.Parameter, Tensor]] = []  # weights, by themselves: a parametrisation renames them
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         """Find the zeros; a resumed training starts from the same network, so there is no state to keep.
@@ -40,11 +40,12 @@ class ZerosKept(TrainingMethod):
         Raises:
             RecipeError: no weight is zero.
         """
-        found = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
-        self._keep = {name: keep for name, keep in found.items() if not bool(keep.all())}
-        if not self._keep:
+        weights = map(shadow, layers(model).values())
+        self._zeros = [(weight, zero) for weight in weights if bool((zero := weight.detach() == 0).any())]
+        if not self._zeros:
             raise RecipeError("keep_zeros: no weight of the network is 0; sparsify it first, or leave the method out")
 
     def after_step(self, model: nn.Module, step: int, lr: float) -> None:
         """Set them to zero again."""
-        apply_(dict(model.named_parameters()), self._keep)
+        for weight, zero in self._zeros:
+            weight.masked_fill_(zero, 0)
