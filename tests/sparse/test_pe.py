@@ -114,8 +114,8 @@ def test_without_ternary_weights_frozen_blocks_stay_zero(changes: dict[str, obje
     config = replace(CONFIG, **changes)  # type: ignore[arg-type]
     strength = 1.0 if "optimizer" not in changes else 3.0
     lasso = PeLasso(tile=tile, strength=strength, clip="none", epsilon=0.2, freeze_at=0.5, spare="first")
-    net = tiny_net()
-    net[3] = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+    net = whole_net()
+    net[8] = tiny_net()[8]
     trained = fit(net, TASK, SPLIT, config, methods=[PeLassoPruning(lasso), Watch(look)])
     frozen = seen[12]
     assert sum(int(zero.sum()) for zero in frozen) > 10

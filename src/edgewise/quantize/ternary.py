@@ -151,7 +151,7 @@ class GaussianTernary(nn.Module):
 class Ternary:
     """Train with ternary weights: each convolution and linear layer ends with -a, 0 and +a alone.
 
-    Biases and normalisations stay float.
+    Biases and normalisations stay float. Methods that trace the network (hesso, dhspg) stand before this one.
 
     Args:
         variant: "max", a threshold by the largest weight; "gaussian", one that is learnt. Its only gradient comes

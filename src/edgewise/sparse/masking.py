@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from edgewise.sparse.masks import apply_, prunable
+from edgewise.sparse.layers import layers, shadow
+from edgewise.sparse.masks import apply_
 from edgewise.train.config import TrainConfig
 from edgewise.train.method import TrainingMethod
 
 
 class Masking(TrainingMethod):
-    """Keeps masks of the weights that `edgewise.sparse.masks.prunable` names, from those that are zero at the start on.
+    """Keeps masks of the weights of convolutions and linear layers, from those that are zero at the start on.
 
     A weight outside its mask is set to zero after each step, whatever moved it: momentum, weight decay or another
     method. It has no gradient, so that momentum forgets it.
@@ -18,11 +19,11 @@ class Masking(TrainingMethod):
 
     def __init__(self) -> None:
         self.weights: dict[str, nn.Parameter] = {}
-        self.keep: dict[str, Tensor] = {}  # by parameters' names, true where a weight stays
+        self.keep: dict[str, Tensor] = {}  # by the weights' names, true where a weight stays
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
-        """Find the weights, and those that are not zero."""
-        self.weights = prunable(model)
+        """Find the weights, behind a parametrisation the full-precision ones, and those that are not zero."""
+        self.weights = {f"{name}.weight".removeprefix("."): shadow(layer) for name, layer in layers(model).items()}
         self.keep = {name: weight.detach() != 0 for name, weight in self.weights.items()}
 
     def gradients(self, model: nn.Module) -> None:
