@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgewise.errors import ModelError, UnknownName, nearest
 from edgewise.graph.trace import evaluating
@@ -139,7 +140,7 @@ def sparsify_layers(
     drawn = {name: _Draw(rows, len(images), seed + place) for place, name in enumerate(chosen)}
     with torch.no_grad():
         _collect(model, images, drawn)
-        found = []
+        found: list[TrimmedLayer] = []
         for done, (name, (follow, share)) in enumerate(chosen.items()):
             now = drawn[name]
             if scheme == "cascade" and found:
@@ -182,7 +183,7 @@ def _collect(model: nn.Module, images: Tensor, drawn: Mapping[str, _Draw]) -> No
     hooks = [modules[name].register_forward_pre_hook(draw) for name, draw in drawn.items()]
     try:
         with evaluating(model):
-            for batch in images.split(BATCH):
+            for batch in torch.split(images, BATCH):
                 forward(model, batch)
     finally:
         for hook in hooks:
@@ -284,14 +285,19 @@ class _Layer:
         self.shift = weight.new_zeros(len(weight))  # of the folded bias, without what is learnt and written to
         if self.norm is not None:
             norm = self.norm
-            assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm)
-            assert norm.running_mean is not None and norm.running_var is not None
+            assert isinstance(norm, _BatchNorm)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             self.scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
             own = module.bias.detach().double() if module.bias is not None else 0.0
             self.shift = self.scale * (own - norm.running_mean.double())
-        self.bias = self.norm.bias if self.norm is not None else module.bias  # what is written to
+        written = module.bias if self.norm is None else self.norm.bias
+        assert written is None or isinstance(written, Tensor)
+        self.bias = written
         self.matrix = self._matrix(weight.flatten(1) * self.scale[:, None])  # [G, N, M]
-        self.folded = None if self.bias is None else self._rows(self.bias.detach().double() + self.shift)  # [G, M]
+        self.folded = (
+            None if self.bias is None else (self.bias.detach().double() + self.shift).reshape(self.groups, -1)
+        )  # [G, M]
 
     def sparsify(
         self, x: Tensor, now: Tensor, gamma: float, form: Form, rounds: int, ridge: float, iterations: int
@@ -379,6 +385,3 @@ class _Layer:
     def _matrix(self, weight: Tensor) -> Tensor:
         """Turn weights ``[O, N]`` into ``[G, N, M]``, with O = G M."""
         return weight.reshape(self.groups, -1, weight.shape[1]).mT.contiguous()
-
-    def _rows(self, bias: Tensor) -> Tensor:
-        return bias.reshape(self.groups, -1)

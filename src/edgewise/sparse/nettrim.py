@@ -31,12 +31,16 @@ FORMS: tuple[Form, ...] = ("convex", "log_sum", "rows")
 RHO = 100.0  # of the ADMM, as in the authors' code; so are the two below
 SCALE = 0.3  # X, Y and epsilon are divided by this times the largest norm of an input
 STOP = 5e-9  # a change of W3 per weight at which the ADMM ends
+GAP = 0.01  # between W2 and W3, relative, up to which it does
 ITERATIONS = 2000  # at most, of each round
 ETA = 0.02  # of log(|u| + eta), a share of the largest |u|: on 7 of 10 problems 0.1 leaves a third more weights
 POSITIVE = 1e-6  # an output above it is in Omega
 SLACK = 1e-6  # of epsilon, relative to |Y|: what rounding may take
-BARRIER = 1e8  # price of an output above its limit where the least possible residual is sought
-NEWTON = 50  # steps at most; a handful is usual
+BARRIER = 1e6  # price of an output above its limit where the least possible residual is sought
+NEARLY = 1e-8  # ridge there: above what rounding leaves of that price
+NEWTON = 50  # steps at most; ten are usual
+SHORTEST = 1e-6  # of a Newton step, halved until it goes down
+SINGULAR = 1e-12  # the least pivot of normal equations over their largest number at which they are solved
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,9 @@ def trim(
         ValueError: shapes or numbers that do not fit; an epsilon that no weights can meet, with the least possible.
 
     >>> x = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
-    >>> trim(x, torch.tensor([[6.0], [0.4]]), 0.5, bias=False).weights
-    tensor([[1.9...], [0.0000]], dtype=torch.float64)
+    >>> found = trim(x, torch.tensor([[6.0], [0.2]]), 0.5, bias=False)
+    >>> [round(weight, 3) for weight in found.weights.flatten().tolist()], found.nonzero
+    ([1.847, 0.0], 1)
     """
     if form not in FORMS:
         raise ValueError(f'form "{form}" is none of {", ".join(FORMS)}')
@@ -137,7 +142,7 @@ def trim(
 
     shrink = _shrink_rows(problem.inputs, taps) if form == "rows" else _shrink
     admm, price, eta, objectives, taken = _Admm(problem), torch.ones(()), 0.0, [], 0
-    for round_ in range(rounds + 1 if form == "log_sum" else 1):
+    for _ in range(rounds + 1 if form == "log_sum" else 1):
         taken += admm.solve(shrink, price.to(problem.x), iterations)
         size = admm.w2.abs()
         if form == "log_sum":
@@ -191,8 +196,9 @@ def refit(
         ValueError: without a ridge, an output with more kept weights than the rank of its samples.
     """
     x, y, weights = (_lifted(tensor) for tensor in (x, y, weights))
+    bias = None if bias is None else bias.detach().double()
     inside = torch.ones_like(y, dtype=torch.bool) if omega is None else omega.reshape(y.shape)
-    u = weights if bias is None else torch.cat([weights, bias.double().reshape(len(weights), 1, -1)], 1)
+    u = weights if bias is None else torch.cat([weights, bias.reshape(len(weights), 1, -1)], 1)
     x = x if bias is None else _with_ones(x)
     kept = u != 0
     if bias is not None:
@@ -234,7 +240,7 @@ def least_residual(
             for m in range(u.shape[2]):
                 high = torch.where(inside[g, :, m], problem.y[g, :, m], problem.cap[g, :, m])
                 u[g, :, m] = _one_sided(
-                    problem.x[g], high, inside[g, :, m], u[g, :, m], ridge=1e-13, price=BARRIER, where=""
+                    problem.x[g], high, inside[g, :, m], u[g, :, m], ridge=NEARLY, price=BARRIER, where=""
                 )
     return float(((problem.x @ u - problem.y) * problem.omega).norm())
 
@@ -304,7 +310,8 @@ class _Admm:
     def solve(self, shrink: Callable[[Tensor, Tensor], Tensor], price: Tensor, iterations: int) -> int:
         """Iterate, with weights of the penalty that broadcast to U; return how often."""
         threshold, stop = price / RHO, STOP * self.w3.numel()
-        for iteration in range(1, iterations + 1):
+        done, settled = 0, False
+        while done < iterations and not settled:
             z = self.output - self.u1
             off = (z - self.y).mul_(self.omega)
             away = float(off.norm())
@@ -314,11 +321,12 @@ class _Admm:
             self.w2 = shrink(self.w3 - self.u2, threshold)
             w3 = self._tied(goal, self.w2 + self.u2)
             self.u1 = goal.sub_(self.output)
-            self.u2 += self.w2 - w3
-            change, self.w3 = float((w3 - self.w3).norm()), w3
-            if change < stop:
-                break
-        return iteration
+            gap = self.w2 - w3
+            self.u2 += gap
+            # The paper stops by the change alone; W3 can stand still for a while though the multipliers still move.
+            settled = float((w3 - self.w3).norm()) < stop and float(gap.norm()) <= GAP * float(w3.norm())
+            self.w3, done = w3, done + 1
+        return done
 
     def _tied(self, goal: Tensor, near: Tensor) -> Tensor:
         """Return W3 = ``(X^T X + I)^-1 (X^T goal + near)`` and note X W3; step 4."""
@@ -357,10 +365,10 @@ def _row_norms(u: Tensor, inputs: int, taps: int) -> Tensor:
 def _one_sided(
     x: Tensor, y: Tensor, inside: Tensor, start: Tensor, *, ridge: float, where: str, price: float | None = None
 ) -> Tensor:
-    """Minimise ``sum_inside (x u - y)^2 + sum_outside max(x u - high, 0)^2 + ridge * ... * |u - start|^2``.
+    """Minimise ``sum_inside (x u - y)^2 + sum_outside max(x u - high, 0)^2 + ridge * mean(x^2) * P * |u - start|^2``.
 
     Newton's method: least squares of what is inside or too high, until those no longer change, which is exact. A step
-    that does not go down is halved.
+    that does not go down is halved. Which rows count changes little from step to step, and so do the normal equations.
 
     Args:
         x: ``[P, K]``.
@@ -373,44 +381,39 @@ def _one_sided(
     """
     goal = y if price is not None else torch.where(inside, y, 0)
     weight = torch.where(inside, 1.0, 1.0 if price is None else price).to(x)
-    # A row counts by where it lies at u, so the problem in steps from `start` has the same rows.
     pull = ridge * float(x.square().mean()) * len(x)
 
-    def value(output: Tensor, u: Tensor) -> float:
-        off = output - goal
-        off = torch.where(inside, off, off.clamp(min=0))
-        return float((weight * off * off).sum() + pull * (u - start).square().sum())
+    def value(off: Tensor, u: Tensor) -> tuple[float, Tensor]:
+        counted = inside | (off > 0)
+        return float((weight * counted) @ (off * off) + pull * (u - start).square().sum()), counted
 
-    u, output = start, x @ start
-    gram, counted = x.new_zeros(x.shape[1], x.shape[1]), torch.zeros_like(inside)
-    best = value(output, u)
+    u, off, transposed = start, x @ start - goal, x.mT.contiguous()
+    best, active = value(off, u)
+    gram, summed = x.new_zeros(x.shape[1], x.shape[1]), torch.zeros_like(inside)
     for _ in range(NEWTON):
-        active = inside | (output > goal)
-        if bool((active == counted).all()):
+        changed = (active != summed).nonzero()[:, 0]
+        if not len(changed):
             break
-        for rows, sign in ((active & ~counted, 1), (counted & ~active, -1)):
-            some = x[rows]
-            gram.addmm_(some.mT * weight[rows], some, alpha=sign)
-        counted = active
+        rows = x[changed]
+        gram.addmm_((rows * (weight * (active.to(x) - summed.to(x)))[changed, None]).mT, rows)
+        summed = active
         system = gram.clone()
         system.diagonal().add_(pull)
         factor, info = torch.linalg.cholesky_ex(system)
-        smallest = factor.diagonal().min() ** 2 if len(system) else torch.ones(())
-        if int(info) or (not ridge and float(smallest) < 1e-12 * float(system.diagonal().max())):
+        if int(info) or (not ridge and float(factor.diagonal().min()) ** 2 < SINGULAR * float(system.diagonal().max())):
             rank = int(torch.linalg.matrix_rank(x[active]))
             raise ValueError(
                 f"{where}: its {int(active.sum())} samples are of rank {rank}, which does not determine its "
                 f"{x.shape[1]} kept inputs (bias included); give more samples, or ask for a ridge, say 1e-6"
             )
-        slope = x[active].mT @ (weight[active] * (goal - output)[active]) - pull * (u - start)
-        step = torch.cholesky_solve(slope[:, None], factor)[:, 0]
-        moved = x @ step
-        length = 1.0
-        while (new := value(output + length * moved, u + length * step)) > best and length > 1e-6:
+        slope = transposed @ (weight * active * off) + pull * (u - start)
+        step = -torch.cholesky_solve(slope[:, None], factor)[:, 0]
+        moved, length = x @ step, 1.0
+        while (found := value(off + length * moved, u + length * step))[0] > best and length > SHORTEST:
             length /= 2
-        if new > best:
+        if found[0] > best:
             break
-        best, u, output = new, u + length * step, output + length * moved
+        (best, active), u, off = found, u + length * step, off + length * moved
     return u
 
 
