@@ -31,7 +31,7 @@ FORMS: tuple[Form, ...] = ("convex", "log_sum", "rows")
 RHO = 100.0  # of the ADMM, as in the authors' code; so are the two below
 SCALE = 0.3  # X, Y and epsilon are divided by this times the largest norm of an input
 STOP = 5e-9  # a change of W3 per weight at which the ADMM ends
-GAP = 0.01  # between W2 and W3, relative, up to which it does
+GAP = 0.01  # between W1 and X W3, and between W2 and W3, relative, up to which it does
 ITERATIONS = 2000  # at most, of each round
 ETA = 0.02  # of log(|u| + eta), a share of the largest |u|: on 7 of 10 problems 0.1 leaves a third more weights
 POSITIVE = 1e-6  # an output above it is in Omega
@@ -316,15 +316,15 @@ class _Admm:
             off = (z - self.y).mul_(self.omega)
             away = float(off.norm())
             share = min(1.0, self.epsilon / away) if away else 1.0
-            goal = torch.minimum(z, self.cap).sub_(off, alpha=1 - share)  # W1: on Omega y + share (z - y)
-            goal += self.u1
+            w1 = torch.minimum(z, self.cap).sub_(off, alpha=1 - share)  # on Omega y + share (z - y)
             self.w2 = shrink(self.w3 - self.u2, threshold)
-            w3 = self._tied(goal, self.w2 + self.u2)
-            self.u1 = goal.sub_(self.output)
-            gap = self.w2 - w3
-            self.u2 += gap
-            # The paper stops by the change alone; W3 can stand still for a while though the multipliers still move.
-            settled = float((w3 - self.w3).norm()) < stop and float(gap.norm()) <= GAP * float(w3.norm())
+            w3 = self._tied(w1 + self.u1, self.w2 + self.u2)
+            gaps = w1.sub_(self.output), self.w2 - w3
+            self.u1 += gaps[0]
+            self.u2 += gaps[1]
+            # The paper stops by the change of W3 alone, which can stand still while the multipliers still move.
+            sizes = self.output, w3
+            settled = float((w3 - self.w3).norm()) < stop and all(map(_small, gaps, sizes))
             self.w3, done = w3, done + 1
         return done
 
@@ -337,6 +337,10 @@ class _Admm:
         w3 = self.inverse @ torch.baddbmm(near, self.x.mT, goal)
         self.output = self.x @ w3
         return w3
+
+
+def _small(gap: Tensor, size: Tensor) -> bool:
+    return float(gap.norm()) <= GAP * float(size.norm())
 
 
 def _shrink(u: Tensor, threshold: Tensor) -> Tensor:
