@@ -17,6 +17,7 @@ LAYERS = [
         "check",
         "steps",
         "prune_step",
+        "sparse_step",
         "quantize_step",
         "quantize_file",
         "context",

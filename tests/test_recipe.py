@@ -139,7 +139,8 @@ def test_ternary_weights_and_the_pe_lasso_are_methods(tmp_path: Path) -> None:
         '[[step.method]]\nkind = "ternary"\nvariant = "gaussian"\nfloat_layers = "none"\n'
         '[[step.method]]\nkind = "pe_lasso"\ntile = [4, -1]\nstrength = 1e-4'
     )
-    text = GOOD.replace("epochs = 3", f"epochs = 3\n{methods}")
+    kept = GOOD.replace('kind = "distill"', 'kind = "keep_zeros"\n[[step.method]]\nkind = "distill"')
+    text = kept.replace("epochs = 3", f"epochs = 3\n{methods}")
     recipe = read(write(tmp_path, text))
     ternary, lasso = recipe.step[0].method
     assert (ternary.variant, ternary.beta, ternary.float_layers) == ("gaussian", 0.05, "none")
@@ -187,7 +188,7 @@ def test_settings_can_be_changed(tmp_path: Path) -> None:
         ),
         ('size = "120 KB"', 'sice = "120 KB"', 'unknown key "budget.sice"; did you mean "budget.size"?'),
         ('kind = "prune"', 'kind = "prunes"', 'step.1.kind = "prunes" is unknown; did you mean "prune"?'),
-        ('kind = "prune"', "", "step.1 has no kind; known: export, measure, prune, quantize, sparsify, train"),
+        ('kind = "prune"', "", "step.1 has no kind; known: export, measure, net_trim, prune, quantize, sparsify"),
         ('kind = "distill"', 'kind = "distil"', 'step.2.method.0.kind = "distil" is unknown; did you mean "distill"?'),
         ("epochs = 3", 'epochs = "3"', 'step.0.epochs = "3": it should be a valid integer'),
         ("epochs = 3", "epochs = 3.5", "step.0.epochs = 3.5: it should be a valid integer"),

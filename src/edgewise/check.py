@@ -18,6 +18,7 @@ from edgewise.context import Context, read_result
 from edgewise.errors import DataError, RunFolderError
 from edgewise.export import network
 from edgewise.export.network import Builder
+from edgewise.export.pack import reread
 from edgewise.export.verify import Check, compare_float, compare_formats, compare_masked, compare_quantized
 from edgewise.files import canonical_json, read_json, sha256
 from edgewise.graph import shrink, trace
@@ -106,6 +107,8 @@ def _result(context: Context, held: Tensor) -> Iterator[Check]:
         accuracy = context.artifact_accuracy(file, context.data.test)
     else:
         accuracy = context.accuracy(model)
+    if (packed := folder / network.PACKED).exists():
+        yield reread(packed, network.tensors(model))
     stated = read_json(folder / RESULTS)["compressed"]["accuracy"]
     count = len(context.data.test)
     moved, most = round(abs(accuracy - stated) * count), max(1, round(MOVED * count))

@@ -294,6 +294,26 @@ def quantize(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a step's in it.")],
+    out: Annotated[Path, typer.Argument(help="The ONNX file that is written.")],
+) -> None:
+    """Make an ONNX file of a run's network: of its packed file, where it has one."""
+    from edgewise.errors import UserError
+    from edgewise.export import network
+    from edgewise.export.onnx import export as write
+    from edgewise.units import format_bytes
+
+    if out.suffix.lower() != ".onnx":
+        raise UserError(f'{out}: the suffix must be .onnx; format = "..." in a recipe\'s export step writes others')
+    packed = (run / network.PACKED).exists()
+    model = network.load(run, packed=packed)
+    write(model, network.example(run), out)
+    print(f"read      {run / (network.PACKED if packed else network.TENSORS)}")
+    print(f"written   {out}, {format_bytes(out.stat().st_size)}")
+
+
+@app.command()
 def check(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
     """Verify a run folder again: fingerprints, equality, accuracy."""
     from edgewise.check import check as verify

@@ -25,10 +25,12 @@ from edgewise.errors import RecipeError, nearest
 from edgewise.prune.config import Prune
 from edgewise.prune.dhspg import Dhspg
 from edgewise.prune.hesso import Hesso
+from edgewise.quantize.codebook import ShareWeights
 from edgewise.quantize.config import Quantize
+from edgewise.quantize.inq import PowersOfTwo
 from edgewise.quantize.schemes import CODES_ONLY, schemes_for
 from edgewise.quantize.ternary import Ternary
-from edgewise.sparse.config import Sparsify
+from edgewise.sparse.config import NetTrim, Sparsify
 from edgewise.sparse.flipout import FlipOut
 from edgewise.sparse.gradual import Gradual
 from edgewise.sparse.hoyer import HoyerSquare
@@ -48,7 +50,17 @@ class Train(TrainConfig):
 
     method: tuple[
         Annotated[
-            Distill | Hesso | Dhspg | KeepZeros | Gradual | FlipOut | HoyerSquare | Ternary | PeLasso,
+            Distill
+            | Hesso
+            | Dhspg
+            | KeepZeros
+            | Gradual
+            | FlipOut
+            | HoyerSquare
+            | Ternary
+            | PeLasso
+            | ShareWeights
+            | PowersOfTwo,
             Field(discriminator="kind"),
         ],
         ...,
@@ -63,12 +75,24 @@ class Train(TrainConfig):
     @property
     def keeps_zeros(self) -> bool:
         """Whether single weights that are zero stay so."""
-        return any(isinstance(method, KeepZeros | Gradual | FlipOut | HoyerSquare) for method in self.method)
+        return any(isinstance(method, KeepZeros | Gradual | FlipOut | HoyerSquare | PeLasso) for method in self.method)
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """The blocks that this training prunes, if it does."""
+        return next((method.tile for method in self.method if isinstance(method, PeLasso)), None)
+
+    @property
+    def compresses(self) -> bool:
+        """Whether weights become zero, or of few values."""
+        return self.makes_zeros or any(
+            isinstance(method, Ternary | ShareWeights | PowersOfTwo) for method in self.method
+        )
 
     @property
     def makes_zeros(self) -> bool:
         """Whether single weights become zero."""
-        return any(isinstance(method, Gradual | FlipOut | HoyerSquare) for method in self.method)
+        return any(isinstance(method, Gradual | FlipOut | HoyerSquare | PeLasso) for method in self.method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +102,13 @@ class Export:
     Args:
         format: "onnx" runs in ONNX Runtime and OpenVINO at any batch size; the others are made of it for one image,
             and shipped in its place: "openvino", "executorch" for XNNPACK, "litert".
+        pack: write the network's tensors to `model.packed` too, each as small as it goes without losing a bit: ternary
+            codes, codebooks, bitmaps of what is not zero. `file_bytes` is that file's then. No runtime computes on it;
+            ``edgewise export RUN OUT.onnx`` makes one of it that they do.
     """
 
     kind: Literal["export"] = "export"
+    pack: bool = False
     format: Literal["onnx", "openvino", "executorch", "litert"] = "onnx"
 
 
@@ -106,11 +134,12 @@ class Measure:
             raise ValueError(f"seconds = {self.seconds}: more than 0, at most 600")
 
 
-Step = Train | Prune | Sparsify | Quantize | Export | Measure
+Step = Train | Prune | Sparsify | NetTrim | Quantize | Export | Measure
 STEPS: dict[str, type[Any]] = {
     "train": Train,
     "prune": Prune,
     "sparsify": Sparsify,
+    "net_trim": NetTrim,
     "quantize": Quantize,
     "export": Export,
     "measure": Measure,
@@ -125,6 +154,8 @@ METHODS: dict[str, type[Any]] = {
     "hoyer": HoyerSquare,
     "ternary": Ternary,
     "pe_lasso": PeLasso,
+    "share_weights": ShareWeights,
+    "powers_of_two": PowersOfTwo,
 }
 
 
@@ -207,9 +238,14 @@ class Recipe:
 
     @property
     def dense_at(self) -> int:
-        """How many steps come before the first that changes the network's structure or precision."""
-        kinds = [step.kind for step in self.step]
-        return next((i for i, kind in enumerate(kinds) if kind != "train"), len(kinds))
+        """How many steps come before the first that changes the network's structure or precision.
+
+        A first training may do so too: then what it leaves stands for the dense network, since there is none before it.
+        """
+        changed = [
+            not isinstance(step, Train) or (place > 0 and step.compresses) for place, step in enumerate(self.step)
+        ]
+        return changed.index(True) if True in changed else len(changed)
 
 
 def read(path: Path, changes: Iterable[str] = ()) -> Recipe:
@@ -437,10 +473,11 @@ def _check_order(recipe: Recipe, source: str) -> None:
                 f"{where} would fill the zeros of step.{sparse} ({recipe.step[sparse].kind}): "
                 'add [[step.method]] kind = "keep_zeros"'
             )
-        sparse = position if isinstance(step, Sparsify) or (isinstance(step, Train) and step.makes_zeros) else sparse
+        made = isinstance(step, Sparsify | NetTrim) or (isinstance(step, Train) and step.makes_zeros)
+        sparse = position if made else sparse
         if isinstance(step, Prune) and step.budget and not (recipe.budget and recipe.budget.by_column()):
             raise RecipeError(f"{where} keeps within the budget, but [budget] limits nothing but the drop, if anything")
-        if quantized and isinstance(step, Train | Prune | Sparsify | Quantize):
+        if quantized and isinstance(step, Train | Prune | Sparsify | NetTrim | Quantize):
             raise RecipeError(f"{where} comes after quantize: train and prune before the network is quantised")
         if isinstance(step, Measure) and not artifact:
             raise RecipeError(f"{where} has nothing to measure: put a quantize or export step before it")
@@ -449,4 +486,6 @@ def _check_order(recipe: Recipe, source: str) -> None:
         if isinstance(step, Train) and step.distils and position < recipe.dense_at:
             raise RecipeError(f"{where} distils from this run's dense network: put it after the prune step")
         quantized |= isinstance(step, Quantize)
-        artifact = isinstance(step, Quantize | Export) or (artifact and not isinstance(step, Train | Prune | Sparsify))
+        artifact = isinstance(step, Quantize | Export) or (
+            artifact and not isinstance(step, Train | Prune | Sparsify | NetTrim)
+        )

@@ -28,7 +28,7 @@ from edgewise.devices.runtimes import RUNTIMES, files_of
 from edgewise.errors import BudgetError, RecipeError, TrainingDiverged, nearest
 from edgewise.export import network
 from edgewise.export.formats import check_installed
-from edgewise.export.network import SOURCE, STRUCTURE, TENSORS, Builder
+from edgewise.export.network import PACKED, SOURCE, STRUCTURE, TENSORS, Builder
 from edgewise.files import read_json, sha256, whole_folder, write_bytes, write_json
 from edgewise.folder import choose, event, held
 from edgewise.graph import trace
@@ -262,7 +262,7 @@ def _finish(context: Context, last: Path, dense: Path) -> Finished:
     from edgewise import report
 
     folder = context.folder
-    for name in (TENSORS, STRUCTURE, ARTIFACT, *(file.name for file in files_of(shipped(last)))):
+    for name in (TENSORS, STRUCTURE, PACKED, ARTIFACT, *(file.name for file in files_of(shipped(last)))):
         if (last / name).exists():
             write_bytes(folder / name, (last / name).read_bytes())
     if (last / SOURCE).exists():

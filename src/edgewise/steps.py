@@ -9,30 +9,33 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgewise.context import Context, Place, Result, dicts, read_result, row
-from edgewise.devices.base import NOISY
+from edgewise.devices.base import NOISY, Measurement
 from edgewise.devices.measure import measure, measure_until_quiet
-from edgewise.devices.runtimes import files_of
+from edgewise.devices.runtimes import RUNTIMES, files_of
 from edgewise.distill.logits import LogitDistillation
-from edgewise.errors import UnknownName, UserError, nearest
 from edgewise.export import network
 from edgewise.export.formats import FORMATS
 from edgewise.export.onnx import export
-from edgewise.export.verify import compare_float, compare_formats, compare_masked, compare_quantized, require
+from edgewise.export.pack import pack
+from edgewise.export.verify import compare_float, compare_formats, compare_quantized, require
 from edgewise.files import read_json, write_json
 from edgewise.layout import ARTIFACT, CHECKPOINT, DENSE, EPOCHS, RESULT, SHIPPED, shipped
 from edgewise.prune.dhspg import Dhspg, DhspgPruning
 from edgewise.prune.hesso import Hesso, HessoPruning
 from edgewise.prune_step import prune_step
 from edgewise.quantize import Quantize
+from edgewise.quantize.codebook import ShareWeights, WeightsShared
+from edgewise.quantize.inq import Incremental, PowersOfTwo
 from edgewise.quantize.ternary import Ternarization, Ternary
 from edgewise.quantize_step import quantize_step
 from edgewise.recipe import Export, Measure, Train
@@ -46,19 +49,14 @@ from edgewise.sparse import (
     KeepZeros,
     PeLasso,
     PeLassoPruning,
-    Sparsify,
     ZerosKept,
-    grasp,
-    keep_masks,
-    keep_n_of_m,
-    masked,
-    prunable,
-    score,
-    snip,
-    synflow,
+    on_array,
+    ternary_accounting,
 )
+from edgewise.sparse_step import net_trim_step, sparsify_step
 from edgewise.train import TrainingMethod, evaluate, fit
 from edgewise.train.randomness import mixed_seed
+from edgewise.units import format_bytes
 
 
 def _known_accuracy(folder: Path) -> float | None:
@@ -152,56 +150,9 @@ OF_WEIGHTS: dict[type, Callable[[Any], TrainingMethod]] = {
     HoyerSquare: HoyerSparsity,
     Ternary: Ternarization,
     PeLasso: PeLassoPruning,
+    ShareWeights: WeightsShared,
+    PowersOfTwo: Incremental,
 }
-
-
-def _sparsify(context: Context, place: Place, config: Sparsify) -> Result:
-    """Set single weights to zero."""
-    model = network.load(place.before)
-    keep = _keep(context, place, config, model)
-    sparse = masked(model, keep)
-    checks = [compare_masked(sparse, model)]
-    require(checks)
-    network.save(sparse, context.builder, place.after)
-    gone, count = sum(int((~mask).sum()) for mask in keep.values()), sum(mask.numel() for mask in keep.values())
-    notes = [
-        f"{gone:,} of {count:,} weights of convolutions and linear layers are 0, stored and computed with as before"
-    ]
-    return {"row": row(context, sparse), "checks": dicts(checks), "notes": notes}
-
-
-def _keep(context: Context, place: Place, config: Sparsify, model: nn.Module) -> dict[str, Tensor]:
-    """Choose the weights that stay.
-
-    Raises:
-        UserError: a tile or a pattern that does not fit a layer, a layer that is not there.
-    """
-    scores = _scores(context, place, config, model)
-    layers = {name.removesuffix(".weight"): name for name in scores}
-    for name in config.exclude:
-        if name not in layers:
-            raise UnknownName(f'sparsify: exclude = "{name}": there is no such layer; {nearest(name, layers)}')
-    scores = {name: found for name, found in scores.items() if name.removesuffix(".weight") not in config.exclude}
-    try:
-        if config.sparsity is None:
-            return keep_n_of_m(scores, *config.n_of_m)
-        return keep_masks(scores, config.sparsity, config.scope, config.tile)
-    except ValueError as error:
-        raise UserError(f"sparsify: {error}") from error
-
-
-def _scores(context: Context, place: Place, config: Sparsify, model: nn.Module) -> dict[str, Tensor]:
-    """Score the weights as the step's criterion does."""
-    generator = torch.Generator().manual_seed(mixed_seed(context.recipe.seed, place.index))
-    if config.criterion in ("l1", "random"):
-        return score(prunable(model), config.criterion, generator)
-    if config.criterion == "synflow":
-        assert config.sparsity is not None
-        return synflow(model, context.data.input_shape, config.sparsity, config.scope)
-    split = context.data.train
-    chosen = torch.randperm(len(split), generator=generator)[: config.images]
-    parts = [context.task.batch(split, index, augment=False) for index in torch.split(chosen, BATCH)]
-    return {"snip": snip, "grasp": grasp}[config.criterion](model, context.task.loss, parts)
 
 
 def _export(context: Context, place: Place, config: Export) -> Result:
@@ -228,11 +179,45 @@ def _export(context: Context, place: Place, config: Export) -> Result:
         accuracy = context.artifact_accuracy(shipped_file, context.data.test)
     require(checks)
     figures["file_bytes"] = sum(file.stat().st_size for file in files_of(shipped(place.after)))
+    told = _packed(context, place, model) if config.pack else {"file_bytes": figures["file_bytes"]}
+    figures["file_bytes"] = told.pop("file_bytes")
     return {
         "row": {**row(context, model, accuracy), **figures},
-        "checks": dicts(checks),
+        "checks": [*dicts(checks), *told.pop("checks", [])],
         "artifact": {"precision": precision},
+        **told,
     }
+
+
+def _packed(context: Context, place: Place, model: nn.Module) -> Result:
+    """Write the network's tensors as small as they go, and say what that takes, and what an array would skip."""
+    tile = next((step.tile for step in reversed(context.recipe.step) if isinstance(step, Train) and step.tile), None)
+    stored, check = pack(model, place.after, tile)
+    require([check])
+    size, bound = (place.after / network.PACKED).stat().st_size, sum(each.bound_bytes for each in stored)
+    whole = sum(tensor.numel() * tensor.element_size() for tensor in network.tensors(model).values())
+    kinds = Counter(each.encoding for each in stored if each.bytes)
+    notes = [
+        f"packed: {format_bytes(size)}, {whole / size:.1f} times less than the tensors as they are, "
+        f"{size / bound - 1:.1%} over what must be stored by the counts ({_counted(kinds)})"
+    ]
+    told: Result = {"packed": [each._asdict() for each in stored], "file_bytes": size, "checks": dicts([check])}
+    if tile is not None:
+        array, ternary = on_array(model, context.example, tile), ternary_accounting(model, tile)
+        notes.append(
+            f"ternary weights: {ternary.group_sparsity:.1%} in blocks of zeros, {ternary.paper_compression:.1f} times "
+            f"less by 16 / (1 - s), {ternary.compression:.1f} times with scales, masks and what stays float"
+        )
+        notes.append(
+            f"an array of {tile[0]} x {tile[1]} runs {array.run} of {array.tiles} tiles: {array.cycles:,} cycles of "
+            f"{array.dense_cycles:,}, {array.dense_cycles / max(array.cycles, 1):.2f} times faster"
+        )
+        told["array"] = [asdict(layer) for layer in array.layers]
+    return {**told, "notes": notes}
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
 
 
 def _measure(context: Context, place: Place, config: Measure) -> Result:
@@ -264,6 +249,7 @@ def _measure(context: Context, place: Place, config: Measure) -> Result:
         chosen = before["artifact"]["precision"] == "float32" or _chose_fastest(context)
         instead = "" if chosen else '; scheme = "auto" looks for a faster one'
         notes.append(f"SLOWER than the dense float network: {ours.ratio(dense):.2f}x its speed{instead}")
+    notes += _bought(place, before["row"], dense, ours)
     if ours.runtime != dense.runtime:
         notes.append(f"speeds are those of {ours.runtime} beside the dense float network in {dense.runtime}")
     if ours.file_bytes >= dense.file_bytes:
@@ -278,18 +264,43 @@ def _measure(context: Context, place: Place, config: Measure) -> Result:
     }
 
 
+def _bought(place: Place, now: Result, dense: Measurement, ours: Measurement) -> list[str]:
+    """Say what single weights that are zero are worth in the runtime, and on disk."""
+    assert place.dense is not None  # the recipe's order was checked
+    zeros = 1 - now["nonzero"] / now["params"]
+    if zeros < FEW_ZEROS:
+        return []
+    title, packed = RUNTIMES[ours.runtime].title, place.before / network.PACKED
+    alike = now["params"] == read_result(place.dense)["row"]["params"] and now["weight_bytes"] == 4 * now["params"]
+    share = ours.latency_s / dense.latency_s
+    if alike:
+        buys = "nothing" if share > 1 - BARELY else "time"
+        what = f"in {title} that buys {buys}: {share:.2f} of the dense latency, "
+        what += f"{ours.file_bytes / dense.file_bytes:.2f} of its file"
+    else:
+        what = f"{title} stores them and multiplies by them as by any others"
+    small = (
+        f"packed: {format_bytes(packed.stat().st_size)}"
+        if packed.exists()
+        else "stored small by pack = true in the export step"
+    )
+    return [f"{zeros:.1%} of the parameters are 0; {what}; {small}"]
+
+
 def _chose_fastest(context: Context) -> bool:
     return any(isinstance(step, Quantize) and step.scheme == "auto" for step in context.recipe.step)
 
 
-BATCH = 64  # images of which a gradient is taken at once
 CALIBRATION = 64  # images that a format's own ranges are found on
+FEW_ZEROS = 0.05  # of the parameters: below that nothing was meant by them
+BARELY = 0.05  # of a latency: what two measurements of one file may differ by
 AS_FAST = 0.02  # of a latency: what is no slower than that is as fast, the same kernels measured twice differ by it
 
 RUN_STEP: dict[str, Callable[[Context, Place, Any], Result]] = {
     "train": _train,
     "prune": prune_step,
-    "sparsify": _sparsify,
+    "sparsify": sparsify_step,
+    "net_trim": net_trim_step,
     "quantize": quantize_step,
     "export": _export,
     "measure": _measure,

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from edgewise import models
 from edgewise.errors import ModelError
+from edgewise.export.packed import unpack
 from edgewise.files import canonical_json, read_json, write_bytes
 from edgewise.graph.surgery import Attributes, record, restore
 from edgewise.models.sources import source_files
 
 STRUCTURE, TENSORS, SOURCE = "structure.json", "model.safetensors", "builder"
+PACKED = "model.packed"  # the tensors in as few bytes as they need, where an export step packs them
 FORMAT = 1
 
 
@@ -59,31 +61,47 @@ def save(model: nn.Module, builder: Builder, folder: Path) -> Path:
             write_bytes(copy, path.read_bytes())
         builder = replace(builder, model=f"{SOURCE}/{file.name}:{function}")
     structure = {"format": FORMAT, "builder": asdict(builder), "attributes": _attributes(model, folder, builder)}
-    write_bytes(folder / TENSORS, to_bytes(_tensors(model)))
+    write_bytes(folder / TENSORS, to_bytes(tensors(model)))
     write_bytes(folder / STRUCTURE, canonical_json(structure))
     return folder
 
 
-def load(folder: Path) -> nn.Module:
+def load(folder: Path, *, packed: bool = False) -> nn.Module:
     """Read a network back from a folder that `save` wrote, in evaluation mode.
+
+    Args:
+        folder: of the network.
+        packed: read the tensors from `model.packed`, which an export step with ``pack = true`` wrote beside it.
 
     Raises:
         ModelError: a file is missing or unreadable, or the tensors do not fit the structure.
-
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         structure = read_json(folder / STRUCTURE)
-        tensors = load_file(folder / TENSORS)
+        found = unpack(folder / PACKED) if packed else load_file(folder / TENSORS)
         builder = Builder(**structure["builder"])
         attributes: Attributes = structure["attributes"]
     except FileNotFoundError as error:
         raise ModelError(f"{error.filename}: no such file; a network is {STRUCTURE} and {TENSORS}") from error
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}: not a network edgewise wrote ({error})") from error
-    return restore(_original(builder, folder), attributes, tensors).eval()
+    return restore(_original(builder, folder), attributes, found).eval()
+
+
+def example(folder: Path) -> Tensor:
+    """Return an input of the shape that a network in a folder takes, ``[1, C, H, W]`` of zeros.
+
+    Raises:
+        ModelError: the structure is missing or none of ours.
+    """
+    try:
+        builder = Builder(**read_json(folder / STRUCTURE)["builder"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / STRUCTURE}: not a network edgewise wrote ({error})") from error
+    return torch.zeros(1, builder.channels, builder.size, builder.size)
 
 
 def _original(builder: Builder, folder: Path) -> nn.Module:
@@ -98,7 +116,7 @@ def _attributes(model: nn.Module, folder: Path, builder: Builder) -> Attributes:
     return record(model, _original(builder, folder))
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def tensors(model: nn.Module) -> dict[str, Tensor]:
     """List parameters and buffers, a shared one once, each with memory of its own."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in named}

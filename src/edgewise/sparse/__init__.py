@@ -1,7 +1,7 @@
 """Weights that are zero where they stand and stay so: single ones, or blocks that hardware skips."""
 
 from edgewise.sparse.beginnings import grasp, snip, synflow
-from edgewise.sparse.config import Sparsify
+from edgewise.sparse.config import NetTrim, Sparsify
 from edgewise.sparse.flipout import FlipOut, FlipOutPruning
 from edgewise.sparse.gradual import Gradual, GradualPruning
 from edgewise.sparse.hoyer import HoyerSparsity, HoyerSquare
@@ -20,6 +20,7 @@ __all__ = [
     "HoyerSparsity",
     "HoyerSquare",
     "KeepZeros",
+    "NetTrim",
     "OnArray",
     "PeLasso",
     "PeLassoPruning",

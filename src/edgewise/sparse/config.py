@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgewise.sparse.beginnings import Beginning
+from edgewise.sparse.layerwise import Scheme
 from edgewise.sparse.masks import Criterion, Scope
+from edgewise.sparse.nettrim import Form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,3 +64,41 @@ class Sparsify:
         """The numbers of the pattern; 0, 0 for what is none."""
         found = re.fullmatch(r"(\d+):(\d+)", self.pattern)
         return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetTrim:
+    """Give each layer the fewest weights with which it still computes, on some images, what it computed.
+
+    Nothing is trained: each layer is a problem of its own, followed by least squares on the weights that are left.
+
+    Args:
+        gamma: how far a layer's outputs may be off, as a share of their norm, in (0, 1).
+        images: of the training split, without their labels.
+        scheme: "parallel": every layer on the inputs that it has in the dense network; "cascade": on those that the
+            layers before it, sparse already, make.
+        form: "convex" has the least sum of magnitudes; "log_sum" fewer weights, in several rounds; "rows" takes whole
+            inputs.
+        rounds: of "log_sum".
+        exclude: the names of layers that are left alone.
+
+    Raises:
+        ValueError: a value out of range.
+
+    Reference: Aghasi, Abdi, Nguyen, Romberg, Net-Trim, NIPS 2017; SIAM J. Math. Data Sci. 2020, arXiv 1806.06457.
+    """
+
+    kind: Literal["net_trim"] = "net_trim"
+    gamma: float = 0.1
+    images: int = 512
+    scheme: Scheme = "parallel"
+    form: Form = "convex"
+    rounds: int = 4
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gamma < 1:
+            raise ValueError(f"gamma = {self.gamma}: a share of the outputs' norm lies in (0, 1)")
+        for name, value in (("images", self.images), ("rounds", self.rounds)):
+            if value < 1:
+                raise ValueError(f"{name} = {value}: at least 1")

@@ -1,0 +1,205 @@
+"""Whole runs of networks with few values: what is proved, packed, told of it, and read back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import small_run
+from edgewise import cli
+from edgewise.check import check
+from edgewise.context import read_result
+from edgewise.errors import RecipeError, UserError
+from edgewise.export import network
+from edgewise.export.packed import unpack
+from edgewise.export.verify import compare_float
+from edgewise.files import read_json
+from edgewise.recipe import read
+from edgewise.run import compress
+from edgewise.sparse import on_array, prunable
+
+TRAIN = """
+model = "{folder}/network.py:tiny"
+data = "pack:{folder}/pack"
+[[step]]
+kind = "train"
+epochs = 3
+batch = 64
+lr = 0.05
+"""
+SHIP = """
+[[step]]
+kind = "export"
+pack = true
+[[step]]
+kind = "measure"
+seconds = 0.2
+"""
+TERNARY = """
+[[step]]
+kind = "train"
+epochs = 3
+batch = 64
+lr = 0.02
+[[step.method]]
+kind = "ternary"
+float_layers = "first"
+[[step.method]]
+kind = "pe_lasso"
+tile = [2, 2]
+strength = 1.0
+spare = "first"
+[[step.method]]
+kind = "distill"
+"""
+SHARED = """
+[[step]]
+kind = "train"
+epochs = 1
+batch = 64
+lr = 0.01
+[[step.method]]
+kind = "share_weights"
+bits = 3
+gradient = "mean"
+"""
+FLIPOUT = """
+[[step]]
+kind = "train"
+epochs = 3
+batch = 64
+lr = 0.05
+[[step.method]]
+kind = "flipout"
+sparsity = 0.8
+"""
+TRIMMED = """
+[[step]]
+kind = "net_trim"
+gamma = 0.3
+images = 128
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("runs")
+    small_run.write(where, train=320)
+    return where
+
+
+def ran(folder: Path, name: str, steps: str) -> tuple[Path, dict[str, Any]]:
+    file = folder / f"{name}.toml"
+    file.write_text(TRAIN.format(folder=folder) + steps)
+    out = folder / name
+    if not out.exists():
+        compress(read(file), out)
+    return out, read_json(out / "results.json")
+
+
+def notes(results: dict[str, Any]) -> str:
+    return "\n".join(note for row in results["rows"] for note in row["notes"])
+
+
+def test_ternary_blocks_are_packed_read_back_and_counted_on_the_array(folder: Path) -> None:
+    run, results = ran(folder, "ternary", TERNARY + SHIP)
+    model = network.load(run)
+    weights = list(prunable(model).values())[1:]  # the first layer is float
+    assert all(len(weight.detach().abs().unique()) <= 2 for weight in weights)
+    packed = run / "model.packed"
+    row = results["rows"][-1]
+    assert row["file_bytes"] == packed.stat().st_size < 0.5 * (run / "model.safetensors").stat().st_size
+    assert all(torch.equal(tensor, network.tensors(model)[name]) for name, tensor in unpack(packed).items())
+    array = on_array(model, torch.zeros(1, *results_shape(run)), (2, 2))
+    assert f"runs {array.run} of {array.tiles} tiles: {array.cycles:,} cycles of {array.dense_cycles:,}" in notes(
+        results
+    )
+    assert "times less by 16 / (1 - s)" in notes(results)
+    assert read_result(run / "steps" / "03-export")["array"]
+    proofs = {item.name: item.passed for item in check(run)}
+    assert proofs["packed file reads back in a new process"]
+    assert all(proofs.values())
+
+
+def results_shape(run: Path) -> tuple[int, ...]:
+    return tuple(network.example(run).shape[1:])
+
+
+def test_the_dense_network_is_the_one_before_its_weights_become_few(folder: Path) -> None:
+    run, results = ran(folder, "ternary", TERNARY + SHIP)
+    dense = results["rows"][0]
+    assert dense["step"] == "dense"
+    assert len(list(prunable(network.load(run / "dense")).values())[1].unique()) > 100
+
+
+def test_the_command_makes_an_onnx_file_of_the_packed_one(folder: Path, tmp_path: Path) -> None:
+    run, _ = ran(folder, "ternary", TERNARY + SHIP)
+    out = tmp_path / "again.onnx"
+    done = CliRunner().invoke(cli.app, ["export", str(run), str(out)])
+    assert done.exit_code == 0, done.output
+    assert "model.packed" in done.output
+    images = torch.randn(8, *results_shape(run), generator=torch.Generator().manual_seed(0))
+    assert compare_float(network.load(run), out, images).passed
+    refused = CliRunner().invoke(cli.app, ["export", str(run), str(tmp_path / "again.pte")])
+    assert isinstance(refused.exception, UserError)
+    assert "the suffix must be .onnx" in str(refused.exception)
+
+
+def test_shared_values_are_codes_in_the_packed_file(folder: Path) -> None:
+    run, results = ran(folder, "shared", SHARED + SHIP)
+    for weight in prunable(network.load(run)).values():
+        assert len(weight.unique()) <= 8
+    kinds = [row["encoding"] for row in read_result(run / "steps" / "03-export")["packed"]]
+    assert any("codebook" in kind for kind in kinds)
+    assert results["rows"][-1]["file_bytes"] < 0.4 * (run / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(("name", "steps"), [("flipout", FLIPOUT), ("trimmed", TRIMMED)])
+def test_a_sparse_run_says_what_its_zeros_buy(name: str, steps: str, folder: Path) -> None:
+    run, results = ran(folder, name, steps + SHIP)
+    row = results["rows"][-1]
+    said = notes(results)
+    assert f"{1 - row['nonzero'] / row['params']:.1%} of the parameters are 0; in ONNX Runtime that buys" in said
+    assert "of the dense latency" in said
+    assert f"packed: {row['file_bytes'] / 1000:.1f} kB" in said or "packed: " in said
+    assert row["file_bytes"] < (run / "model.onnx").stat().st_size
+
+
+def test_what_was_trimmed_is_told_layer_by_layer(folder: Path) -> None:
+    run, _ = ran(folder, "trimmed", TRIMMED + SHIP)
+    rows = read_result(run / "steps" / "02-net_trim")["trimmed"]
+    found = {name.removesuffix(".weight"): int((w != 0).sum()) for name, w in prunable(network.load(run)).items()}
+    assert {row["layer"]: row["nonzero"] for row in rows} == found
+    assert all(row["residual"] <= row["epsilon"] * 1.01 for row in rows)
+
+
+@pytest.mark.parametrize("scheme", ["int8_static", "qat"])
+def test_zeros_are_codes_of_zero_in_int8(scheme: str, folder: Path) -> None:
+    """FlipOut, then int8 without and with training: its zeros are still zeros."""
+    quantize = f'[[step]]\nkind = "quantize"\nscheme = "{scheme}"\ncalibration = 64\n'
+    quantize += "epochs = 1\n" if scheme == "qat" else ""
+    run, results = ran(folder, f"flipout-{scheme}", FLIPOUT + quantize)
+    from onnx import load, numpy_helper
+
+    codes = [numpy_helper.to_array(c) for c in load(run / "model.onnx").graph.initializer if c.data_type == 3]
+    weights = [code for code in codes if code.ndim > 1]
+    zeros = sum(int((code == 0).sum()) for code in weights) / sum(code.size for code in weights)
+    assert zeros >= 0.79
+    assert results["rows"][-1]["accuracy"] > results["rows"][-2]["accuracy"] - 0.1
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (TRIMMED.replace("0.3", "1.5"), r"gamma = 1\.5: a share of the outputs' norm lies in \(0, 1\)"),
+        (TRIMMED + TRAIN[TRAIN.index("[[step]]") :], r"step\.2 \(train\) would fill the zeros of step\.1 \(net_trim\)"),
+        (FLIPOUT.replace("0.8", "1.0"), r"sparsity is 1\.0; it must be in \(0, 1\)"),
+    ],
+)
+def test_recipes_that_cannot_be(steps: str, message: str, folder: Path) -> None:
+    file = folder / "refused.toml"
+    file.write_text(TRAIN.format(folder=folder) + steps)
+    with pytest.raises(RecipeError, match=message):
+        read(file)
