@@ -257,8 +257,8 @@ class Tracer:
     def record(self, call: Call, rule: Rule) -> None:
         """Apply an operator's rule to the identities and enter the operator."""
         self.macs, self.layer = (), None
-        operands = [value for t in _tensors((call.args, call.kwargs)) if (value := self.values.get(id(t)))]
-        results = [call.out] if isinstance(call.out, Tensor) else list(_tensors(call.out))
+        operands = [value for t in tensors_in((call.args, call.kwargs)) if (value := self.values.get(id(t)))]
+        results = [call.out] if isinstance(call.out, Tensor) else list(tensors_in(call.out))
         for value in operands:
             if value.first_use is None:
                 value.first_use = len(self.programme)
@@ -510,12 +510,12 @@ def _naming(tracer: Tracer, modules: Mapping[str, nn.Module]) -> Iterator[None]:
             hook.remove()
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def tensors_in(tree: Any) -> Iterator[Tensor]:
     """Yield the tensors among an operator's arguments, in order."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, list | tuple):
         for item in tree:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(tree, dict):
-        yield from _tensors(tuple(tree.values()))
+        yield from tensors_in(tuple(tree.values()))

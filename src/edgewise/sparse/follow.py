@@ -7,7 +7,6 @@ so that a layer is never thought to be rectified that is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from edgewise.graph.trace import evaluating
+from edgewise.graph.trace import evaluating, tensors_in
 from edgewise.sparse.masks import LAYERS
 from edgewise.train.forward import forward
 
@@ -104,9 +103,9 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in SHAPES or (name == "__get__" and not isinstance(result, Tensor)):
             return result
-        read = {id(tensor): tensor for tensor in _tensors((args, kwargs))}
+        read = {id(tensor): tensor for tensor in tensors_in((args, kwargs))}
         values = [self.value(tensor) for tensor in read.values()]
-        made = [self.renew(tensor) for tensor in _tensors(result)]
+        made = [self.renew(tensor) for tensor in tensors_in(result)]
         first = args[0] if args else kwargs.get("input")
         reader = self._reader(name, args, kwargs, made[0] if made else -1)
         for tensor, value in zip(read.values(), values, strict=True):
@@ -115,7 +114,7 @@ class _Watch(TorchFunctionMode):
 
     def _reader(self, name: str, args: Any, kwargs: dict[str, Any], result: int) -> _Reader:
         if name == "batch_norm":
-            stored = [self.norms[id(t)] for t in _tensors((args, kwargs)) if id(t) in self.norms]
+            stored = [self.norms[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self.norms]
             if stored:
                 self.norm_calls[stored[0]] = self.norm_calls.get(stored[0], 0) + 1
                 return _Reader("norm", stored[0], result)
@@ -167,13 +166,3 @@ def _lowest(args: Any, kwargs: dict[str, Any], default: float | None) -> Any:
             return kwargs[key]
     found = args[1] if len(args) > 1 else default
     return found if isinstance(found, int | float) else None
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, dict):
-        yield from _tensors(tuple(tree.values()))
