@@ -530,6 +530,32 @@ def exclusion_curve(points: Sequence[Row]) -> Spec:
     return _finished(chart, 220, "Held-out accuracy by the number of layers left in floats.")
 
 
+def array_bars(layers: Sequence[Row]) -> Spec:
+    """Draw each layer's cycles on an array of processing elements: of all its tiles (pale), of those that run (solid).
+
+    Args:
+        layers: in their order "layer", "tiles", "skipped", "dense_cycles" and "cycles".
+    """
+    import altair as alt
+
+    marks = [
+        {"layer": layer["layer"], "was": layer["dense_cycles"], "is": layer["cycles"]}
+        | {"tiles": format_count(layer["tiles"]), "skipped": format_count(layer["skipped"])}
+        | {"cycles": format_count(layer["cycles"]), "with all tiles": format_count(layer["dense_cycles"])}
+        for layer in layers
+    ]
+    base = alt.Chart(alt.InlineData(values=marks)).encode(
+        y=alt.Y("layer:N", sort=None, title=None, axis=alt.Axis(labelExpr=LAST_LETTERS, grid=False)),
+        tooltip=_tooltip("layer", "tiles", "skipped", "with all tiles", "cycles"),
+    )
+    x = alt.X("was:Q", title="cycles", axis=alt.Axis(orient="top", tickCount=5, format="~s"))
+    whole = base.mark_bar(height=13, cornerRadiusEnd=2, color="var(--dense)", opacity=0.38).encode(x=x)
+    run = base.mark_bar(height=7, cornerRadiusEnd=2, color="var(--accent)").encode(x="is:Q")
+    return _finished(
+        alt.layer(whole, run), 19 * len(marks) + 10, "Cycles of each layer, of all tiles and of those run."
+    )
+
+
 # -- what all share -------------------------------------------------------------------------------------------------
 
 

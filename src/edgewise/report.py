@@ -101,6 +101,9 @@ def render(results: Row, manifest: Row) -> str:
     exclusion = [point for points in results.get("exclusion", {}).values() for point in points]
     if exclusion:
         specs["exclusion"] = charts.exclusion_curve(exclusion)
+    packed, array = results.get("packed", []), results.get("array", [])
+    if array:
+        specs["array"] = charts.array_bars(array)
     return page(
         "report.html.j2",
         specs,
@@ -121,6 +124,8 @@ def render(results: Row, manifest: Row) -> str:
         sensitivity=[_curve(group, curve) for group, curve in sensitivity.items()],
         tried=[_candidate(row) for rows in results.get("tried", {}).values() for row in rows],
         exclusion=[_exclusion(count, point) for count, point in enumerate(exclusion)],
+        packed=[_stored(row) for row in packed],
+        array=[_on_array(row) for row in array],
         strip_samples=charts.STRIP_SAMPLES,
         hidden=_hidden_samples(measurements),
         checks=[
@@ -339,6 +344,23 @@ def _exclusion(count: int, point: Row) -> dict[str, str]:
         "layer": point["layer"] or "all layers in int8",
         "error": f"{point['error']:.3g}" if point["layer"] else "",
         "accuracy": format_fraction(point["accuracy"]),
+    }
+
+
+def _stored(row: Row) -> dict[str, str]:
+    """Return a row of the table of what the packed file holds."""
+    over = row["bytes"] / row["bound_bytes"] - 1 if row["bound_bytes"] else 0.0
+    return {**row, "bytes": format_bytes(row["bytes"]), "over": f"{over:.1%}"}
+
+
+def _on_array(row: Row) -> dict[str, str]:
+    """Return a row of the table of the array's layers."""
+    return {
+        "layer": row["layer"],
+        "tiles": f"{row['tiles'] - row['skipped']:,} of {row['tiles']:,}",
+        "cycles": f"{row['cycles']:,}",
+        "faster": f"{row['dense_cycles'] / row['cycles']:.2f}x" if row["cycles"] else "all skipped",
+        "loaded": format_bytes(row["loaded_bits"] / 8),
     }
 
 

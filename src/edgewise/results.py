@@ -100,6 +100,8 @@ def gather(context: Context, dense: Path) -> dict[str, Any]:
         "sensitivity": {f.name: r["sensitivity"] for f, r in zip(folders, found, strict=True) if r.get("sensitivity")},
         "tried": {f.name: r["tried"] for f, r in zip(folders, found, strict=True) if r.get("tried")},
         "exclusion": {f.name: r["exclusion"] for f, r in zip(folders, found, strict=True) if r.get("exclusion")},
+        "packed": next((r["packed"] for r in reversed(found) if r.get("packed")), []),
+        "array": next((r["array"] for r in reversed(found) if r.get("array")), []),
         "compressed": compressed,
     }
 

@@ -11,7 +11,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -212,7 +211,11 @@ def _packed(context: Context, place: Place, model: nn.Module) -> Result:
             f"an array of {tile[0]} x {tile[1]} runs {array.run} of {array.tiles} tiles: {array.cycles:,} cycles of "
             f"{array.dense_cycles:,}, {array.dense_cycles / max(array.cycles, 1):.2f} times faster"
         )
-        told["array"] = [asdict(layer) for layer in array.layers]
+        told["array"] = [
+            {"layer": layer.name, "tiles": layer.tiles, "skipped": layer.skipped, "loaded_bits": layer.loaded_bits}
+            | {"dense_cycles": layer.dense_cycles, "cycles": layer.cycles}
+            for layer in array.layers
+        ]
     return {**told, "notes": notes}
 
 

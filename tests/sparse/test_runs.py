@@ -117,7 +117,11 @@ def test_ternary_blocks_are_packed_read_back_and_counted_on_the_array(folder: Pa
         results
     )
     assert "times less by 16 / (1 - s)" in notes(results)
-    assert read_result(run / "steps" / "03-export")["array"]
+    told = read_result(run / "steps" / "03-export")["array"]
+    assert sum(layer["cycles"] for layer in told) == array.cycles
+    page = (run / "report.html").read_text()
+    assert "On an array of processing elements" in page
+    assert "What the packed file holds" in page
     proofs = {item.name: item.passed for item in check(run)}
     assert proofs["packed file reads back in a new process"]
     assert all(proofs.values())
