@@ -75,7 +75,7 @@ class Train(TrainConfig):
     @property
     def keeps_zeros(self) -> bool:
         """Whether single weights that are zero stay so."""
-        return any(isinstance(method, KeepZeros | Gradual | FlipOut | HoyerSquare | PeLasso) for method in self.method)
+        return self.makes_zeros or any(isinstance(method, KeepZeros) for method in self.method)
 
     @property
     def tile(self) -> tuple[int, int] | None:

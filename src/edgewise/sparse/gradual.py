@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, final
@@ -109,9 +110,9 @@ class Sparsifying(Masking):
         self._scope: Scope = scope
         self._due: list[int] = []  # the steps after which there is an event
 
+    @abstractmethod
     def scores(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Score every weight, the more the better."""
-        raise NotImplementedError
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         """Find the weights and the events."""
