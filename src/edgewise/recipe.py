@@ -479,6 +479,11 @@ def _check_order(recipe: Recipe, source: str) -> None:
             raise RecipeError(f"{where} keeps within the budget, but [budget] limits nothing but the drop, if anything")
         if quantized and isinstance(step, Train | Prune | Sparsify | NetTrim | Quantize):
             raise RecipeError(f"{where} comes after quantize: train and prune before the network is quantised")
+        if isinstance(step, Export) and step.pack and (quantized or step.format != "onnx"):
+            other = "what quantize made" if quantized else f'format = "{step.format}"'
+            raise RecipeError(
+                f"{where}: pack = true stores the float network, and {other} is another file: leave one out"
+            )
         if isinstance(step, Measure) and not artifact:
             raise RecipeError(f"{where} has nothing to measure: put a quantize or export step before it")
         if isinstance(step, Train) and step.distils and recipe.dense_at == 0 and recipe.weights is None:

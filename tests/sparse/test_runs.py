@@ -199,6 +199,11 @@ def test_zeros_are_codes_of_zero_in_int8(scheme: str, folder: Path) -> None:
     [
         (TRIMMED.replace("0.3", "1.5"), r"gamma = 1\.5: a share of the outputs' norm lies in \(0, 1\)"),
         (TRIMMED + TRAIN[TRAIN.index("[[step]]") :], r"step\.2 \(train\) would fill the zeros of step\.1 \(net_trim\)"),
+        (
+            '[[step]]\nkind = "quantize"\n' + SHIP,
+            r"step\.2 \(export\): pack = true stores the float network, and what quan",
+        ),
+        (SHIP.replace("pack = true", 'pack = true\nformat = "openvino"'), r'pack = true .* and format = "openvino" is'),
         (FLIPOUT.replace("0.8", "1.0"), r"sparsity is 1\.0; it must be in \(0, 1\)"),
     ],
 )
