@@ -180,6 +180,7 @@ class Flips:
         model: its name.
         train: changes of the training.
         events: how often half of the weights that are left are taken; each makes a sparsity.
+        to_end: of those, with noise to the end of the training, as published.
         few: of those, for random weights and those taken before the training.
         hoyer: strengths of the Hoyer-Square penalty.
     """
@@ -187,6 +188,7 @@ class Flips:
     model: str
     train: tuple[str, ...] = ()
     events: tuple[int, ...] = (2, 4, 6, 8, 10)
+    to_end: tuple[int, ...] = (2, 4, 6, 8, 10)
     few: tuple[int, ...] = (10,)
     hoyer: tuple[float, ...] = (6e-5, 1e-4, 3e-4)
 
@@ -198,7 +200,7 @@ class Flips:
             *(self._taken("FlipOut", events) for events in self.events),
             *(
                 self._taken("FlipOut, noise to the end", events, "step.0.method.0.noise_end=1.0")
-                for events in self.events
+                for events in self.to_end
             ),
             *(self._taken("magnitude", events, *self._gradual("l1", events)) for events in self.events),
             *(self._taken("random", events, *self._gradual("random", events)) for events in self.few),
@@ -398,10 +400,11 @@ SYSTEMS: dict[str, System] = {
         ),
         arms=tuple(arm for model in ("vgg19_bn", "resnet18", "timm:densenet121") for arm in Flips(model=model).arms),
         small=Flips(
-            model="resnet20",
-            train=(*SMALL, "step.0.epochs=12"),
-            events=(2, 4, 6),
-            few=(4,),
+            model="vgg16_bn",
+            train=(*SMALL, "width=0.25", "step.0.epochs=10"),
+            events=(4, 6, 8),
+            to_end=(4, 8),
+            few=(6,),
             hoyer=(1e-4,),
         ).arms,
         columns=("nonzero cut", "file", "latency", "training"),

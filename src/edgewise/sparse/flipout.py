@@ -74,16 +74,20 @@ class FlipOutPruning(Sparsifying):
         super().__init__(config.sparsity, config.events, *config.span, "geometric", "global")
         self.config = config
         self._parameters: list[nn.Parameter] = []
+        self._noise = torch.empty(0)  # of all parameters, one after the other: a new one every step would cost more
         self._flips: dict[str, Tensor] = {}
-        self._positive: dict[str, Tensor] = {}  # the signs after the step before; 0 counts as minus
+        self._signs: dict[str, Tensor] = {}  # after the step before: -1 or 1, and 0 for what is zero
+        self._spare: dict[str, Tensor] = {}  # takes turns with those
         self._steps = self._step = 0
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         """Find the weights and the events; no weight has flipped yet."""
         super().start(model, config, steps_per_epoch)
         self._parameters = list(model.parameters())
+        self._noise = torch.empty(sum(map(Tensor.numel, self._parameters)), device=self._parameters[0].device)
         self._flips = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
-        self._positive = {name: weight.detach() > 0 for name, weight in self.weights.items()}
+        self._signs = {name: weight.detach().sign() for name, weight in self.weights.items()}
+        self._spare = {name: torch.empty_like(weight) for name, weight in self.weights.items()}
         self._steps, self._step = config.epochs * steps_per_epoch, 0
 
     def gradients(self, model: nn.Module) -> None:
@@ -91,19 +95,34 @@ class FlipOutPruning(Sparsifying):
         super().gradients(model)
         last = self.config.noise_end * self._steps if self.config.noise_end else self._due[-1]
         if self.config.noise and self._step < last:
-            for gradient in [parameter.grad for parameter in self._parameters if parameter.grad is not None]:
-                size = gradient.norm() * (self.config.noise * gradient.numel() ** -0.5)
-                gradient.add_(torch.randn_like(gradient).mul_(size))
+            self._add_noise([parameter.grad for parameter in self._parameters if parameter.grad is not None])
             super().gradients(model)
 
-    def after_step(self, model: nn.Module, step: int, lr: float) -> None:
-        """Count the flips of this step, then take weights if that is due."""
-        self._step = step + 1
-        signs = {name: weight.detach() > 0 for name, weight in self.weights.items()}
-        for name, positive in signs.items():
-            self._flips[name] += positive.logical_xor(self._positive[name]).logical_and_(self.keep[name])
-        super().after_step(model, step, lr)
-        self._positive = {name: positive & self.keep[name] for name, positive in signs.items()}
+    def _add_noise(self, gradients: list[Tensor]) -> None:
+        """Add to each gradient numbers from a normal distribution as wide as its root mean square, times `noise`."""
+        numbers = [gradient.numel() for gradient in gradients]
+        drawn = torch.split(self._noise[: sum(numbers)].normal_(), numbers)
+        noise = [part.view_as(gradient) for part, gradient in zip(drawn, gradients, strict=True)]
+        widths = torch._foreach_norm(gradients)
+        torch._foreach_mul_(widths, [self.config.noise * number**-0.5 for number in numbers])
+        torch._foreach_mul_(noise, widths)
+        torch._foreach_add_(gradients, noise)
+
+    def watch(self) -> None:
+        """Count the flips of a step."""
+        self._step += 1
+        before, after = list(self._signs.values()), list(self._spare.values())
+        torch._foreach_copy_(after, list(self.weights.values()))
+        torch._foreach_sign_(after)
+        torch._foreach_sub_(before, after)
+        torch._foreach_abs_(before)  # 2 where a weight has flipped
+        torch._foreach_add_(list(self._flips.values()), before, alpha=0.5)
+        self._signs, self._spare = self._spare, self._signs
+
+    def choose(self, keep: Mapping[str, Tensor]) -> None:
+        """Keep these weights from now on; that the others become zero is no flip."""
+        super().choose(keep)
+        self.only_kept(self._signs)
 
     def scores(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return ``|w|^p / (flips + 1)``."""
@@ -122,5 +141,5 @@ class FlipOutPruning(Sparsifying):
         super().load_state(state)
         for name, flips in self._flips.items():
             flips.copy_(state[f"flips/{name}"])
-            self._positive[name] = self.weights[name].detach() > 0
+        self._signs = {name: weight.detach().sign() for name, weight in self.weights.items()}
         self._step = int(state["step"])

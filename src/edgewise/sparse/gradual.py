@@ -120,19 +120,23 @@ class Sparsifying(Masking):
         _, events, start, end, _ = self._schedule
         self._due = event_steps(events, start, end, config.epochs * steps_per_epoch)
 
+    def watch(self) -> None:
+        """Look at the weights after a step, before any is taken; by default nothing is seen."""
+
     def after_step(self, model: nn.Module, step: int, lr: float) -> None:
         """Take weights if an event is due."""
+        super().after_step(model, step, lr)
+        self.watch()
         if step + 1 in self._due:
             sparsity, events, _, _, curve = self._schedule
             self._take(sparsity_after(self._due.index(step + 1) + 1, events, sparsity, curve))
-        super().after_step(model, step, lr)
 
     def _take(self, sparsity: float) -> None:
         """Choose the weights of least score until so large a share is zero; what is zero is always among them."""
         scored = self.scores(self.weights)
         ranked = {name: scored[name].masked_fill(~keep, -torch.inf) for name, keep in self.keep.items()}
         chosen = keep_masks(ranked, sparsity, self._scope, self.tile)
-        self.keep = {name: keep & chosen[name] for name, keep in self.keep.items()}
+        self.choose({name: keep & chosen[name] for name, keep in self.keep.items()})
 
 
 @final

@@ -78,16 +78,17 @@ class HoyerSparsity(Masking):
         Raises:
             TrainingDiverged: all weights of a layer were small.
         """
+        super().after_step(model, step, lr)
         self._step = step + 1
         if self._step == self._last:
-            for name, weight in self.weights.items():
-                self.keep[name] &= weight.detach().abs() >= self.config.threshold
-                if not bool(self.keep[name].any()):
+            large = {name: weight.detach().abs() >= self.config.threshold for name, weight in self.weights.items()}
+            for name, chosen in large.items():
+                if not bool(chosen.any()):
                     raise TrainingDiverged(
                         f"hoyer: all weights of {name} are below {self.config.threshold:g} after step {self._step}; "
                         f"take a strength below {self.config.strength:g}"
                     )
-        super().after_step(model, step, lr)
+            self.choose({name: keep & large[name] for name, keep in self.keep.items()})
 
     def state(self) -> dict[str, Tensor]:
         """Return the masks and the next step."""
