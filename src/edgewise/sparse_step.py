@@ -55,6 +55,7 @@ def net_trim_step(context: Context, place: Place, config: NetTrim) -> Result:
         scheme=config.scheme,
         form=config.form,
         rounds=config.rounds,
+        support=config.support,
         skip=config.exclude,
         seed=context.recipe.seed,
         progress=context.progress,
@@ -63,8 +64,11 @@ def net_trim_step(context: Context, place: Place, config: NetTrim) -> Result:
     kept, count = sum(layer.nonzero for layer in layers), sum(layer.weights for layer in layers)
     behind = [layer.layer for layer in layers if not layer.below_baseline]
     notes = [f"{count - kept:,} of {count:,} weights of {len(layers)} layers are 0, stored and computed with as before"]
-    if behind:
-        notes.append(f"magnitude pruning and least squares would have been as near: {', '.join(behind)}")
+    if config.support == "magnitude":
+        notes.append("the baseline: of each layer as many weights as Net-Trim would keep, but the largest")
+    elif behind:
+        would = "was nearer and is taken" if config.support == "better" else "would have been as near"
+        notes.append(f"magnitude pruning and least squares {would}: {', '.join(behind)}")
     return {"row": row(context, sparse), "notes": notes, "trimmed": [asdict(layer) for layer in layers]}
 
 

@@ -317,3 +317,24 @@ def test_the_errors() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             sparsify_layers(**({"model": mlp(4, 30, 40, 3), "images": x, "gamma": 0.01} | arguments))
+
+
+def test_the_baseline_and_the_better_of_both_are_written_when_asked_for() -> None:
+    """As in the test above: the solver is ahead on the first layer, magnitude on the last."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(300, 12, generator=generator) @ torch.randn(12, 192, generator=generator)
+    x, net = x + 0.1 * torch.randn(x.shape, generator=generator), mlp(192, 40, 4)
+    made = {
+        support: sparsify_layers(net, x, gamma=0.1, support=support) for support in ("solved", "magnitude", "better")
+    }
+    solved, magnitude, better = (rows for _, rows in made.values())
+    assert [row.error for row in magnitude] == [row.baseline_error for row in solved]
+    assert [row.nonzero for row in magnitude] == [row.nonzero for row in solved]
+    assert [row.error for row in better] == [solved[0].error, magnitude[1].error]
+    first = made["magnitude"][0].get_submodule(solved[0].layer)
+    assert isinstance(first, nn.Linear)
+    kept, size = first.weight != 0, net.get_submodule(solved[0].layer).weight.detach().abs()  # type: ignore[operator,union-attr]
+    assert float(size[kept].min()) >= float(size[~kept].max())
+    with torch.no_grad():
+        ours, theirs = first(x).relu(), net.get_submodule(solved[0].layer)(x).relu()
+    assert float((ours - theirs).norm() / theirs.norm()) == pytest.approx(magnitude[0].error, rel=1e-3)

@@ -216,6 +216,30 @@ def test_zeros_are_frozen_at_the_last_step_at_the_latest() -> None:
         assert bool(((norms == 0) | (norms >= 0.5 * norms.max())).all())
 
 
+@pytest.mark.parametrize("clip", ["mean", "none"])
+def test_as_many_weights_are_frozen_as_were_asked_for(clip: str) -> None:
+    """Within one block of the share, whatever the penalty made of them."""
+    lasso = PeLasso(tile=TILE, strength=0.05, clip=clip, freeze_at=0.5, sparsity=0.4, spare="first")  # type: ignore[arg-type]
+    trained = fit(whole_net(), TASK, SPLIT, CONFIG, methods=[PeLassoPruning(lasso)])
+    weights = torch.cat([layer.weight.detach().flatten() for layer in layers(trained, "first").values()])  # type: ignore[operator]
+    assert 0.4 * len(weights) - 8 * 9 <= int((weights == 0).sum()) <= 0.4 * len(weights)
+
+
+def test_the_weakest_blocks_are_those_of_least_norm_beside_their_layers_mean() -> None:
+    """Norms 1, 2, 3, 4 and 10, 12, 14, 300: relative to the layers, 10, 12, 14 are the weakest of all."""
+    net = nn.Sequential(nn.Linear(2, 4, bias=False), nn.Linear(2, 4, bias=False))
+    for layer, norms in zip(net, ([1.0, 2.0, 3.0, 4.0], [10.0, 12.0, 14.0, 300.0]), strict=True):
+        layer.weight.data = torch.tensor(norms)[:, None] * torch.tensor([[0.6, -0.8]])
+    method = PeLassoPruning(PeLasso(tile=(1, 2), strength=0.0, freeze_at=0.01, sparsity=0.5, spare="none"))
+    method.start(net, CONFIG, 6)
+    with torch.no_grad():
+        method.after_step(net, 0, 0.1)
+    assert [(layer.weight != 0).any(1).tolist() for layer in net] == [
+        [False, True, True, True],
+        [False, False, False, True],
+    ]
+
+
 @pytest.mark.parametrize(
     ("net", "message"),
     [
@@ -235,6 +259,7 @@ def test_a_network_it_does_not_fit_is_refused(net: nn.Module, message: str) -> N
         ({"strength": -1.0}, r"strength is -1\.0; it must be at least 0"),
         ({"factor": 0.0}, r"factor is 0\.0; it must be above 0"),
         ({"epsilon": 1.0}, r"epsilon is 1\.0; it must be in \[0, 1\)"),
+        ({"sparsity": 1.0}, r"sparsity is 1\.0; it must be in \(0, 1\), a share"),
         ({"freeze_at": 0.0}, r"freeze_at is 0\.0; it must be in \(0, 1\]"),
     ],
 )

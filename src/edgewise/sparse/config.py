@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgewise.sparse.beginnings import Beginning
-from edgewise.sparse.layerwise import Scheme
+from edgewise.sparse.layerwise import Scheme, Support
 from edgewise.sparse.masks import Criterion, Scope
 from edgewise.sparse.nettrim import Form
 
@@ -80,6 +80,8 @@ class NetTrim:
         form: "convex" has the least sum of magnitudes; "log_sum" fewer weights, in several rounds; "rows" takes whole
             inputs.
         rounds: of "log_sum".
+        support: "solved": the weights that the solver keeps. "magnitude": as many of each layer's largest, followed by
+            the same least squares, the baseline. "better": of the two the one that is nearer, layer by layer.
         exclude: the names of layers that are left alone.
 
     Raises:
@@ -94,6 +96,7 @@ class NetTrim:
     scheme: Scheme = "parallel"
     form: Form = "convex"
     rounds: int = 4
+    support: Support = "solved"
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ from edgewise.sparse.nettrim import FORMS, ITERATIONS, POSITIVE, Form, Refitted,
 from edgewise.train.forward import forward, home
 
 Scheme = Literal["parallel", "cascade"]
+Support = Literal["solved", "magnitude", "better"]
 SCHEMES: tuple[Scheme, ...] = ("parallel", "cascade")
 
 ROWS = 2048  # of a layer that are drawn, from all images together; one row for each image if there are more
@@ -88,6 +89,7 @@ def sparsify_layers(
     scheme: Scheme = "parallel",
     form: Form = "convex",
     rounds: int = 4,
+    support: Support = "solved",
     skip: Collection[str] = (),
     rows: int = ROWS,
     ridge: float = RIDGE,
@@ -112,6 +114,8 @@ def sparsify_layers(
             weights deviate on them, and gamma says only how the layers start that have no sparse one before them.
         form: see `trim`; "rows" removes whole inputs, of a convolution channels (within their group).
         rounds: of "log_sum".
+        support: "solved": the weights that the solver keeps. "magnitude": as many of each layer's largest, followed by
+            the same least squares, the baseline. "better": of the two the one with the lower error, layer by layer.
         skip: layers that stay as they are.
         rows: samples of a layer at most, drawn from all images and positions; at least one for each image.
         ridge: of the least squares, relative to the mean square of the layer's inputs.
@@ -147,7 +151,7 @@ def sparsify_layers(
                 now = _Draw(rows, len(images), seed + done)
                 _collect(network, images, {name: now})
             layer = _Layer(network, follow)
-            found.append(layer.sparsify(drawn.pop(name).x, now.x, share, form, rounds, ridge, iterations))
+            found.append(layer.sparsify(drawn.pop(name).x, now.x, share, form, rounds, support, ridge, iterations))
             if progress is not None:
                 progress("nettrim", done + 1, len(chosen))
     return network, tuple(found)
@@ -300,7 +304,15 @@ class _Layer:
         )  # [G, M]
 
     def sparsify(
-        self, x: Tensor, now: Tensor, gamma: float, form: Form, rounds: int, ridge: float, iterations: int
+        self,
+        x: Tensor,
+        now: Tensor,
+        gamma: float,
+        form: Form,
+        rounds: int,
+        support: Support,
+        ridge: float,
+        iterations: int,
     ) -> TrimmedLayer:
         """Solve, take the least squares, write them, and compare with magnitude pruning.
 
@@ -308,7 +320,7 @@ class _Layer:
             x: rows of its inputs in the original network.
             now: the same rows in the network so far.
             gamma: of a layer whose inputs are the original's.
-            form: of the penalty; `rounds`, `ridge` and `iterations` are as for `sparsify_layers`.
+            form: of the penalty; `rounds`, `support`, `ridge` and `iterations` are as for `sparsify_layers`.
         """
         original, x = self._output(x.double()), now.double() if (changed := not torch.equal(x, now)) else x.double()
         rectified = self.follow.rectified
@@ -341,7 +353,8 @@ class _Layer:
         kept = int(ours.weights.count_nonzero())
         largest = self._largest(kept, form)
         theirs = refit(x, y, self.matrix * largest, self.folded, omega=omega, ridge=ridge)
-        self._write(ours)
+        written = {"solved": ours, "magnitude": theirs, "better": min(ours, theirs, key=lambda found: found.error)}
+        self._write(written[support])
         return TrimmedLayer(
             layer=self.follow.name,
             norm=self.follow.norm,
@@ -354,9 +367,9 @@ class _Layer:
             residual=trimmed.residual,
             violation=trimmed.violation,
             iterations=trimmed.iterations,
-            refitted=int(ours.changed.sum()),
+            refitted=int(written[support].changed.sum()),
             outputs=ours.changed.numel(),
-            error=ours.error,
+            error=written[support].error,
             baseline_error=theirs.error,
         )
 

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from edgewise.errors import RecipeError
 from edgewise.sparse.blocks import Tile, block_sizes, block_sums, resolve, spread
 from edgewise.sparse.layers import Ends, layers, shadow
+from edgewise.sparse.masks import keep_masks
 from edgewise.train.config import TrainConfig
 from edgewise.train.method import TrainingMethod
 
@@ -44,6 +45,8 @@ class PeLasso:
         weigh: "sqrt_size" penalises a block by the square root of its size.
         epsilon: a block of a layer without ternary weights is zero when its norm is below this share of the largest.
         freeze_at: the share of the training after which the blocks that are zero stay so, without a penalty, in (0, 1].
+        sparsity: the share of the layers' weights whose blocks are frozen at zero then: the weakest, each beside the
+            mean of its layer. By default those that are zero by themselves, as in the paper, however many.
         spare: which ends of the network are left alone.
 
     Raises:
@@ -58,6 +61,7 @@ class PeLasso:
     weigh: Literal["equal", "sqrt_size"] = "equal"
     epsilon: float = 1e-3
     freeze_at: float = 0.7
+    sparsity: float | None = None
     spare: Ends = "first_last"
 
     def __post_init__(self) -> None:
@@ -72,6 +76,8 @@ class PeLasso:
         for name, value, fits, range_ in ranges:
             if not fits:
                 raise ValueError(f"{name} is {value}; it must be {range_}")
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
+            raise ValueError(f"sparsity is {self.sparsity}; it must be in (0, 1), a share of the weights")
 
 
 def block_norms(weight: Tensor, tile: Tile) -> Tensor:
@@ -170,8 +176,17 @@ class PeLassoPruning(TrainingMethod):
                 shrink_(shadow(layer), self.config, lr)
             return
         if step == self._freeze:
-            self._zero = {name: self._is_zero(layer) for name, layer in self._layers.items()}
+            self._zero = self._frozen()
         self._hold()
+
+    def _frozen(self) -> dict[str, Tensor]:
+        """Choose the blocks that stay at zero."""
+        if self.config.sparsity is None:
+            return {name: self._is_zero(layer) for name, layer in self._layers.items()}
+        squares = {name: shadow(layer).detach().square() for name, layer in self._layers.items()}
+        scores = {name: square / square.mean().clamp_min(GUARD) for name, square in squares.items()}
+        keep = keep_masks(scores, self.config.sparsity, "global", self.config.tile)
+        return {name: block_sums(kept, self.config.tile) == 0 for name, kept in keep.items()}
 
     def _is_zero(self, layer: nn.Module) -> Tensor:
         """Say which blocks of a layer are pruned."""
