@@ -113,6 +113,22 @@ def test_every_point_of_a_family_is_drawn_in_its_series() -> None:
     assert alone["layer"][1]["encoding"]["shape"]["legend"] is None  # one model needs no key
 
 
+def test_a_wide_cost_of_a_family_has_a_logarithmic_axis_and_the_one_asked_for_comes_first() -> None:
+    """Of 1,000, 100 and 10 weights: a step of one on the axis each; MACs of 2 to 6 are drawn as they are."""
+    points = [
+        Point(str(left), "", "all", "result", 0.5 + left / 2000, {"nonzero": left, "params": 1000.0, "macs": macs}, "a")
+        for left, macs in ((1000.0, 6.0), (100.0, 4.0), (10.0, 2.0))
+    ]
+    spec = charts.families(points, "", "nonzero")
+    assert spec["params"][0]["value"] == "nonzero"
+    drawn = {of: [mark["x"] for mark in marks(spec, "series") if mark["of"] == of] for of in ("nonzero", "macs")}
+    assert drawn["nonzero"] == pytest.approx([3.0, 2.0, 1.0])
+    assert drawn["macs"] == [6.0, 4.0, 2.0]
+    axis = spec["layer"][1]["encoding"]["x"]
+    assert 'indexOf(["nonzero"]' in axis["axis"]["labelExpr"].replace("indexof", "indexOf")
+    assert '"macs": [0, ' in str(axis["scale"]["domain"])
+
+
 # -- layers ---------------------------------------------------------------------------------------------------------
 
 

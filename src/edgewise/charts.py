@@ -54,6 +54,7 @@ NEAR = 0.1  # of an axis: bubbles nearer than this in both directions share a la
 SMALL_LAYER = 0.005  # of the whole network: layers below it in everything are drawn as one
 STRIP_SAMPLES = 300  # drawn of a measurement; its box and its figures are of all
 CHOSEN = "datum.of === quantity"
+WIDE = 20.0  # the largest cost over the least from which a chart of series has a logarithmic axis
 MARK_AREA = 90.0  # px² of a point of a series
 # Of as many series, told apart on light and dark paper; the grey is for what all are compared with.
 HUES = (
@@ -102,12 +103,18 @@ class View:
     top: float
 
 
-def known_costs(points: Iterable[Point], readings: Readings = COST) -> dict[str, str]:
+def known_costs(points: Iterable[Point], readings: Readings = COST, first: str = "") -> dict[str, str]:
     """Return the columns that some point can be drawn by, with what people call them.
 
     What is not zero is told where it is not simply every parameter.
+
+    Args:
+        points: to be drawn.
+        readings: the columns.
+        first: of them comes first.
     """
     drawn = [point for point in points if point.accuracy is not None]
+    readings = {column: readings[column] for column in sorted(readings, key=lambda column: column != first)}
     sparse = any(point.costs.get("nonzero") != point.costs.get("params") for point in drawn)
     known = {c: name for c, (name, _) in readings.items() if any(point.costs.get(c) is not None for point in drawn)}
     return known if sparse else {c: name for c, name in known.items() if c != "nonzero"}
@@ -229,26 +236,35 @@ def _corners(limits: Mapping[str, float], views: Mapping[str, View]) -> list[Spe
     ]
 
 
-def families(points: Sequence[Point], description: str) -> Spec:
+def families(points: Sequence[Point], description: str, first: str = "") -> Spec:
     """Draw accuracy against a cost that the reader chooses, in series: each has its colour, and its points are joined.
+
+    A cost that spans more than a factor of `WIDE` is drawn on a logarithmic axis.
 
     Args:
         points: what is drawn, of each a line, a series and a model; those of one line are joined in their order. Costs
             are by column of `RELATIVE`.
         description: what is to be seen, for those who do not see it.
+        first: the column that is chosen until the reader chooses another.
     """
     import altair as alt
 
-    views = {column: _view(points, {}, column) for column in known_costs(points, RELATIVE)}
+    views = {column: _view(points, {}, column) for column in known_costs(points, RELATIVE, first)}
     shown = [point for point in points if point.accuracy is not None]
+    least = {column: _least(shown, column) for column in views}
+    wide = {column: low > 0 and views[column].right > WIDE * low for column, low in least.items()}
+    reach = {
+        column: [math.log10(0.8 * least[column]) if wide[column] else 0, _along(view.right, wide[column])]
+        for column, view in views.items()
+    }
     marks: list[Spec] = [
         {"of": column, "order": order, "line": point.line, "series": point.series, "model": point.model}
-        | {"x": point.costs[column], "y": point.accuracy, "front": point.role == "result"}
+        | {"x": _along(cost, wide[column]), "y": point.accuracy, "front": point.role == "result"}
         | {"network": point.name, "accuracy": format_fraction(point.accuracy)}
         | {name: form(point.costs.get(c)) for c, (name, form) in RELATIVE.items()}
         for column in views
         for order, point in enumerate(shown)
-        if point.costs.get(column) is not None
+        if (cost := point.costs.get(column)) is not None
     ]
     series, models = (list(dict.fromkeys(mark[key] for mark in marks)) for key in ("series", "model"))
     hues = alt.Scale(domain=series, range=[HUES[i % len(HUES)] for i in range(len(series))])
@@ -270,8 +286,8 @@ def families(points: Sequence[Point], description: str) -> Spec:
             x=alt.X(
                 "x:Q",
                 title=None,
-                scale=alt.Scale(domain=_chosen({c: [0, v.right] for c, v in views.items()}), nice=False),
-                axis=alt.Axis(labelExpr=_amount(views), tickCount=6),
+                scale=alt.Scale(domain=_chosen(reach), nice=False),
+                axis=alt.Axis(labelExpr=_amount(views, [c for c, is_wide in wide.items() if is_wide]), tickCount=6),
             ),
             y=alt.Y(
                 "y:Q",
@@ -288,8 +304,17 @@ def families(points: Sequence[Point], description: str) -> Spec:
         tooltip=_tooltip("network", "series", "accuracy", *(name for name, _ in RELATIVE.values())),
     )
     front = base.transform_filter("datum.front").mark_point(size=3.2 * MARK_AREA, strokeWidth=1.5, color="var(--ink)")
-    first = alt.param(name="quantity", value=next(iter(views)))
-    return _finished(alt.layer(lines, drawn, front).add_params(first), 420, description)
+    chosen = alt.param(name="quantity", value=next(iter(views)))
+    return _finished(alt.layer(lines, drawn, front).add_params(chosen), 420, description)
+
+
+def _least(points: Sequence[Point], column: str) -> float:
+    return min((cost for point in points if (cost := point.costs.get(column)) is not None), default=0.0)
+
+
+def _along(cost: float, wide: bool) -> float:
+    """Return where a cost lies on its axis."""
+    return math.log10(cost) if wide else cost
 
 
 # -- where the cost sits --------------------------------------------------------------------------------------------
@@ -566,13 +591,20 @@ def _chosen(values: Mapping[str, Any]) -> alt.ExprRef:
     return alt.ExprRef(f"({json.dumps(values)})[quantity]")
 
 
-def _amount(columns: Iterable[str] = ()) -> str:
-    """Return the expression of an axis label, such as 500 µs: of the chosen one of these columns, or seconds."""
+def _amount(columns: Iterable[str] = (), logarithms: Sequence[str] = ()) -> str:
+    """Return the expression of an axis label, such as 500 µs: of the chosen one of these columns, or seconds.
+
+    Args:
+        columns: that can be chosen.
+        logarithms: those of them whose axis has powers of ten.
+    """
     units = {c: "s" if c.endswith("_s") else "B" if c.endswith("_bytes") else "" for c in columns}
     unit = f"({json.dumps(units)})[quantity]" if units else "'s'"
-    amount = f"replace(format(datum.value, '~s'), /([^0-9.]?)$/, ' $1') + {unit}"
+    value = f"(indexof({json.dumps(logarithms)}, quantity) >= 0 ? pow(10, datum.value) : datum.value)"
+    value = value if logarithms else "datum.value"
+    amount = f"replace(format({value}, '{'.2~s' if logarithms else '~s'}'), /([^0-9.]?)$/, ' $1') + {unit}"
     shares = [c for c in units if c.endswith("_ratio")]
-    return f"indexof({json.dumps(shares)}, quantity) >= 0 ? format(datum.value, '.0%') : {amount}" if shares else amount
+    return f"indexof({json.dumps(shares)}, quantity) >= 0 ? format({value}, '.0%') : {amount}" if shares else amount
 
 
 def _tooltip(*fields: str) -> list[alt.Tooltip]:

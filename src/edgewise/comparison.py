@@ -112,7 +112,7 @@ def _by_data(rows: Iterable[dict[str, Any]]) -> list[tuple[str, list[dict[str, A
 
 
 def write_comparison(
-    runs: Sequence[Path], path: Path, *, series: Mapping[Path, str] | None = None, title: str = ""
+    runs: Sequence[Path], path: Path, *, series: Mapping[Path, str] | None = None, title: str = "", cost: str = ""
 ) -> Path:
     """Write the comparison of some runs as one HTML page that needs no other file, and return its path.
 
@@ -121,14 +121,17 @@ def write_comparison(
         path: the page.
         series: what each run is one of; runs of one series share a colour and a line in the chart.
         title: of the page; by default it says how many runs there are.
+        cost: the column that the chart of series shows first.
 
     Raises:
         RunFolderError: a folder holds no finished run.
     """
-    return write_bytes(path, render_comparison(compare(runs), series, title).encode())
+    return write_bytes(path, render_comparison(compare(runs), series, title, cost).encode())
 
 
-def render_comparison(rows: Sequence[dict[str, Any]], series: Mapping[Path, str] | None = None, title: str = "") -> str:
+def render_comparison(
+    rows: Sequence[dict[str, Any]], series: Mapping[Path, str] | None = None, title: str = "", cost: str = ""
+) -> str:
     """Return the comparison page of the rows that `compare` gives; the same rows give the same bytes."""
     from edgewise import charts
 
@@ -139,10 +142,10 @@ def render_comparison(rows: Sequence[dict[str, Any]], series: Mapping[Path, str]
         points = _families(group, series) if series else _points(group)
         # Runs in series lie beside each other, so that their names tell them apart.
         named = [{**row, "run": name} for row, name in zip(group, _names(group), strict=True)] if series else group
-        costs = charts.known_costs(points, charts.RELATIVE if series else charts.COST)
+        costs = charts.known_costs(points, charts.RELATIVE if series else charts.COST, cost)
         chart = f"plane{number}" if costs else None
         if chart and series:
-            specs[chart] = charts.families(points, f"Accuracy on {data} against cost, one point a run.")
+            specs[chart] = charts.families(points, f"Accuracy on {data} against cost, one point a run.", cost)
         elif chart:
             specs[chart] = charts.plane(points, {}, f"Accuracy on {data} against cost, one bubble a run.")
         groups.append(

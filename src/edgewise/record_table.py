@@ -39,8 +39,17 @@ def _published_latency(row: Row) -> str:
     return "-" if row.get("latency_s") is None else format_seconds(row["latency_s"])
 
 
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.1f} times"
+
+
 def _training(row: Row, rows: list[Row]) -> str:
     return f"{row['train_s']:.0f} s" + _saved(row, rows)
+
+
+def _step(row: Row, kind: str) -> str:
+    """Say how long a run's steps of a kind took."""
+    return f"{row['seconds'][kind]:.0f} s" if kind in row["seconds"] else "-"
 
 
 def _saved(row: Row, rows: list[Row]) -> str:
@@ -60,7 +69,13 @@ COLUMNS: dict[str, tuple[Callable[[Row], str], Callable[[Row, list[Row]], str]]]
     "memory cut": _cut("memory_cut"),
     "latency": (_published_latency, _latency),
     "file": (_published_file, _file),
+    # Of the packed file, the tensors' bytes as they are over it, with everything that stays float.
+    "packed": (lambda row: "-", lambda row, rows: f"{_times(row.get('packed_ratio'))} less"),
+    "zero blocks": (lambda row: "-", lambda row, rows: _percent(row.get("group_sparsity"), 1)),
+    "16/(1-s)": (lambda row: _times(row.get("weights_ratio")), lambda row, rows: _times(row.get("paper_ratio"))),
+    "PE array": (lambda row: "-", lambda row, rows: f"{_times(row.get('array_speedup'))} faster"),
     "training": (lambda row: "-", _training),
+    "sparsifying": (lambda row: "-", lambda row, rows: _step(row, "net_trim")),
     "visible params cut": _cut("visible_params_cut"),
     "visible MACs cut": _cut("visible_macs_cut"),
 }

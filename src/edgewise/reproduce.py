@@ -157,7 +157,7 @@ def reproduce(
         if _finished(out, arm)
     }
     about = f"{name}, {'small' if small else 'full'}: {len(done)} of {len(arms)} runs"
-    page = write_comparison(list(done), out / COMPARISON, series=done, title=about) if done else None
+    page = write_comparison(list(done), out / COMPARISON, series=done, title=about, cost=system.cost) if done else None
     return Reproduced(kept(), left, page)
 
 
@@ -321,7 +321,8 @@ def _row(arm: Arm, folder: Path) -> dict[str, Any]:
     results, manifest = read_json(folder / RESULTS), read_json(folder / MANIFEST)
     dense, *steps = results["rows"]
     recipe = read(folder / RECIPE)
-    made = read_result(step_folder(folder, len(recipe.step) - 1, recipe.step[-1].kind)).get("artifact", {})
+    found = [read_result(step_folder(folder, index, step.kind)) for index, step in enumerate(recipe.step)]
+    made, stored = found[-1].get("artifact", {}), next((each for each in found if "packed_ratio" in each), {})
     packed = made.get("precision") == SCHEMES["int8_dynamic"].precision  # whoever chose it
     shape = tuple(results["input_shape"])
     before, seen = visible_in(folder / DENSE, shape), visible_in(folder, shape, packed)
@@ -353,6 +354,8 @@ def _row(arm: Arm, folder: Path) -> dict[str, Any]:
         "visible_macs_cut": 1 - seen.macs / before.macs,
         "file_bytes": steps[-1]["file_bytes"],
         "file_cut": 1 - steps[-1]["file_bytes"] / dense["file_bytes"],
+        "packed_ratio": stored.get("packed_ratio"),
+        **stored.get("ternary", {}),
         "latency_s": steps[-1]["latency_s"],
         "latency_ratio": ratio(steps[-1]["latency_s"], dense["latency_s"]),
         "seconds": seconds,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,10 +24,10 @@ from edgewise.distill.logits import LogitDistillation
 from edgewise.export import network
 from edgewise.export.formats import FORMATS
 from edgewise.export.onnx import export
-from edgewise.export.pack import pack
 from edgewise.export.verify import compare_float, compare_formats, compare_quantized, require
 from edgewise.files import read_json, write_json
 from edgewise.layout import ARTIFACT, CHECKPOINT, DENSE, EPOCHS, RESULT, SHIPPED, shipped
+from edgewise.pack_step import pack_artifact
 from edgewise.prune.dhspg import Dhspg, DhspgPruning
 from edgewise.prune.hesso import Hesso, HessoPruning
 from edgewise.prune_step import prune_step
@@ -49,8 +48,6 @@ from edgewise.sparse import (
     PeLasso,
     PeLassoPruning,
     ZerosKept,
-    on_array,
-    ternary_accounting,
 )
 from edgewise.sparse_step import net_trim_step, sparsify_step
 from edgewise.train import TrainingMethod, evaluate, fit
@@ -178,49 +175,15 @@ def _export(context: Context, place: Place, config: Export) -> Result:
         accuracy = context.artifact_accuracy(shipped_file, context.data.test)
     require(checks)
     figures["file_bytes"] = sum(file.stat().st_size for file in files_of(shipped(place.after)))
-    told = _packed(context, place, model) if config.pack else {"file_bytes": figures["file_bytes"]}
-    figures["file_bytes"] = told.pop("file_bytes")
+    made = {**row(context, model, accuracy), **figures}
+    told = pack_artifact(context, place, model, made["accuracy"]) if config.pack else {}
+    made["file_bytes"] = told.pop("file_bytes", made["file_bytes"])
     return {
-        "row": {**row(context, model, accuracy), **figures},
+        "row": made,
         "checks": [*dicts(checks), *told.pop("checks", [])],
         "artifact": {"precision": precision},
         **told,
     }
-
-
-def _packed(context: Context, place: Place, model: nn.Module) -> Result:
-    """Write the network's tensors as small as they go, and say what that takes, and what an array would skip."""
-    tile = next((step.tile for step in reversed(context.recipe.step) if isinstance(step, Train) and step.tile), None)
-    stored, check = pack(model, place.after, tile)
-    require([check])
-    size, bound = (place.after / network.PACKED).stat().st_size, sum(each.bound_bytes for each in stored)
-    whole = sum(tensor.numel() * tensor.element_size() for tensor in network.tensors(model).values())
-    kinds = Counter(each.encoding for each in stored if each.bytes)
-    notes = [
-        f"packed: {format_bytes(size)}, {whole / size:.1f} times less than the tensors as they are, "
-        f"{size / bound - 1:.1%} over what must be stored by the counts ({_counted(kinds)})"
-    ]
-    told: Result = {"packed": [each._asdict() for each in stored], "file_bytes": size, "checks": dicts([check])}
-    if tile is not None:
-        array, ternary = on_array(model, context.example, tile), ternary_accounting(model, tile)
-        notes.append(
-            f"ternary weights: {ternary.group_sparsity:.1%} in blocks of zeros, {ternary.paper_compression:.1f} times "
-            f"less by 16 / (1 - s), {ternary.compression:.1f} times with scales, masks and what stays float"
-        )
-        notes.append(
-            f"an array of {tile[0]} x {tile[1]} runs {array.run} of {array.tiles} tiles: {array.cycles:,} cycles of "
-            f"{array.dense_cycles:,}, {array.dense_cycles / max(array.cycles, 1):.2f} times faster"
-        )
-        told["array"] = [
-            {"layer": layer.name, "tiles": layer.tiles, "skipped": layer.skipped, "loaded_bits": layer.loaded_bits}
-            | {"dense_cycles": layer.dense_cycles, "cycles": layer.cycles}
-            for layer in array.layers
-        ]
-    return {**told, "notes": notes}
-
-
-def _counted(kinds: Counter[str]) -> str:
-    return ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
 
 
 def _measure(context: Context, place: Place, config: Measure) -> Result:
