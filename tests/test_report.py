@@ -161,7 +161,10 @@ def test_the_dense_row_stands_first_and_each_step_beside_it() -> None:
 def test_zeros_among_the_params_are_told() -> None:
     results, manifest = good()
     results["rows"][2]["nonzero"] = 40_000
-    assert "0.44×, 40.0 k not zero" in read((results, manifest)).text
+    results["rows"][2]["effective_macs"] = 5_000_000
+    text = read((results, manifest)).text
+    assert "0.44×, 40.0 k not zero" in text
+    assert "0.40×, 5.00 M by weights that are not zero" in text
 
 
 def test_what_is_unknown_is_a_dash() -> None:

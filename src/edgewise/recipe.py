@@ -85,9 +85,13 @@ class Train(TrainConfig):
     @property
     def compresses(self) -> bool:
         """Whether weights become zero, or of few values."""
-        return self.makes_zeros or any(
-            isinstance(method, Ternary | ShareWeights | PowersOfTwo) for method in self.method
-        )
+        return self.makes_zeros or bool(self.values)
+
+    @property
+    def values(self) -> str:
+        """The kind of the method that leaves weights of few values, if there is one."""
+        few = (method.kind for method in self.method if isinstance(method, Ternary | ShareWeights | PowersOfTwo))
+        return next(few, "")
 
     @property
     def makes_zeros(self) -> bool:
@@ -462,10 +466,16 @@ def _check_formats(recipe: Recipe, source: str) -> None:
             )
 
 
+def values_of(step: Step) -> str:
+    """Return the kind of a training's method that leaves weights of few values; nothing for any other step."""
+    return step.values if isinstance(step, Train) else ""
+
+
 def _check_order(recipe: Recipe, source: str) -> None:
     """Refuse steps that cannot follow one another."""
     quantized = artifact = False
     sparse: int | None = None  # the last step that made single weights zero
+    valued: int | None = None  # the last training that left weights of few values
     for position, step in enumerate(recipe.step):
         where = f"{source}: step.{position} ({step.kind})"
         if sparse is not None and isinstance(step, Train) and not step.keeps_zeros:
@@ -475,6 +485,14 @@ def _check_order(recipe: Recipe, source: str) -> None:
             )
         made = isinstance(step, Sparsify | NetTrim) or (isinstance(step, Train) and step.makes_zeros)
         sparse = position if made else sparse
+        if valued is not None and isinstance(step, Train | NetTrim):
+            kind = values_of(recipe.step[valued])
+            if values_of(step) != kind:
+                raise RecipeError(
+                    f"{where} would undo the values that step.{valued} ({kind}) leaves the weights: put it before that"
+                    + (f', or add [[step.method]] kind = "{kind}"' if isinstance(step, Train) else "")
+                )
+        valued = position if values_of(step) else valued
         if isinstance(step, Prune) and step.budget and not (recipe.budget and recipe.budget.by_column()):
             raise RecipeError(f"{where} keeps within the budget, but [budget] limits nothing but the drop, if anything")
         if quantized and isinstance(step, Train | Prune | Sparsify | NetTrim | Quantize):

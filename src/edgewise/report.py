@@ -237,6 +237,10 @@ def _limits(results: Row) -> dict[str, float]:
     return limits
 
 
+# Of a column of the step table, what is left of it without zeros, and how that reads.
+SPARSE = {"params": ("nonzero", "not zero"), "macs": ("effective_macs", "by weights that are not zero")}
+
+
 def _step(row: Row, before: Row, dense: Row) -> dict[str, Any]:
     """Return a row of the step table: what the step left, beside the row before it and the dense network."""
     known = row is not before and row["accuracy"] is not None and before["accuracy"] is not None
@@ -245,8 +249,8 @@ def _step(row: Row, before: Row, dense: Row) -> dict[str, Any]:
     for column, (_, form) in STEP_COLUMNS.items():
         of_dense = None if row is dense else ratio(row[column], dense[column])
         details = [] if of_dense is None else [format_ratio(of_dense)]
-        if column == "params" and row["nonzero"] is not None and row["nonzero"] < row["params"]:
-            details.append(f"{format_count(row['nonzero'])} not zero")
+        if column in SPARSE and (left := row.get(SPARSE[column][0])) is not None and left < row[column]:
+            details.append(f"{format_count(left)} {SPARSE[column][1]}")
         grew = of_dense is not None and change(of_dense, SIZE)[1] == "bad"
         cells.append({"text": form(row[column]), "detail": ", ".join(details), "tone": "bad" if grew else ""})
     return {

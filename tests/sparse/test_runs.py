@@ -19,6 +19,7 @@ from edgewise.files import read_json
 from edgewise.recipe import read
 from edgewise.run import compress
 from edgewise.sparse import on_array, prunable
+from edgewise.units import format_fraction
 
 TRAIN = """
 model = "{folder}/network.py:tiny"
@@ -75,6 +76,33 @@ lr = 0.05
 kind = "flipout"
 sparsity = 0.8
 """
+GROUPS_AND_WEIGHTS = """
+[[step]]
+kind = "train"
+epochs = 4
+batch = 64
+lr = 0.05
+[[step.method]]
+kind = "hesso"
+sparsity = 0.25
+start = 0.1
+duration = 0.4
+periods = 2
+[[step.method]]
+kind = "gradual"
+sparsity = 0.6
+events = 4
+[[step]]
+kind = "prune"
+allocate = "zero"
+"""
+KEPT = """
+[[step]]
+kind = "train"
+epochs = 1
+[[step.method]]
+kind = "keep_zeros"
+"""
 TRIMMED = """
 [[step]]
 kind = "net_trim"
@@ -117,9 +145,18 @@ def test_ternary_blocks_are_packed_read_back_and_counted_on_the_array(folder: Pa
         results
     )
     assert "times less by 16 / (1 - s)" in notes(results)
+    assert f"read back in a new process: accuracy {format_fraction(row['accuracy'])}, every bit" in notes(results)
+    effective = sum(
+        layer["before"]["macs"] * float(module.weight.count_nonzero()) / module.weight.numel()
+        for layer in results["layers"]
+        if hasattr(module := model.get_submodule(layer["name"]), "weight")
+    )
+    assert row["effective_macs"] == pytest.approx(effective, abs=1)
+    assert effective < 0.95 * row["macs"]
     told = read_result(run / "steps" / "03-export")["array"]
     assert sum(layer["cycles"] for layer in told) == array.cycles
     page = (run / "report.html").read_text()
+    assert "by weights that are not zero" in page
     assert "On an array of processing elements" in page
     assert "What the packed file holds" in page
     proofs = {item.name: item.passed for item in check(run)}
@@ -171,6 +208,18 @@ def test_a_sparse_run_says_what_its_zeros_buy(name: str, steps: str, folder: Pat
     assert row["file_bytes"] < (run / "model.onnx").stat().st_size
 
 
+def test_channels_that_training_zeroes_go_and_single_weights_of_the_others(folder: Path) -> None:
+    """HESSO takes whole channels and a gradual schedule single weights, in one training; the first are removed."""
+    run, results = ran(folder, "both", GROUPS_AND_WEIGHTS + SHIP)
+    dense, last = results["rows"][0], results["rows"][-1]
+    assert last["params"] < dense["params"]
+    weights = torch.cat([weight.detach().flatten() for weight in prunable(network.load(run)).values()])
+    assert 0.3 < float((weights == 0).float().mean()) < 0.7
+    assert last["nonzero"] < last["params"]
+    assert last["accuracy"] == results["rows"][-4]["accuracy"]  # of the training: what goes afterwards is zero
+    assert all(item.passed for item in check(run))
+
+
 def test_what_was_trimmed_is_told_layer_by_layer(folder: Path) -> None:
     run, _ = ran(folder, "trimmed", TRIMMED + SHIP)
     rows = read_result(run / "steps" / "02-net_trim")["trimmed"]
@@ -204,6 +253,11 @@ def test_zeros_are_codes_of_zero_in_int8(scheme: str, folder: Path) -> None:
             r"step\.2 \(export\): pack = true stores the float network, and what quan",
         ),
         (SHIP.replace("pack = true", 'pack = true\nformat = "openvino"'), r'pack = true .* and format = "openvino" is'),
+        (
+            TERNARY + KEPT,
+            r'step\.2 \(train\) would undo the values that step\.1 \(ternary\) leaves .* or add .* kind = "ternary"',
+        ),
+        (SHARED + TRIMMED, r"step\.2 \(net_trim\) would undo the values that step\.1 \(share_weights\) leaves"),
         (FLIPOUT.replace("0.8", "1.0"), r"sparsity is 1\.0; it must be in \(0, 1\)"),
     ],
 )

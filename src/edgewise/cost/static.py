@@ -33,6 +33,8 @@ class Cost:
         params: stored elements of its parameters (buffers such as BatchNorm's running statistics not counted).
         nonzero: those that are not 0.
         macs: multiply-accumulates of one forward.
+        effective_macs: those of them whose weight is not 0: what is left for a machine that skips the others, as few
+            runtimes do.
         weight_bytes: the parameters as stored.
         peak_activation_bytes: the largest sum of tensors that are alive at once, over the operators in order. An
             element-wise operator or normalisation whose operand is not needed afterwards works in place, as it does in
@@ -43,6 +45,7 @@ class Cost:
     params: int
     nonzero: int
     macs: int
+    effective_macs: int
     weight_bytes: int
     peak_activation_bytes: int
     activation_bytes: int
@@ -155,13 +158,14 @@ class CostModel:
         """Return the sum of all operators' outputs at these widths ``[G]``, at batch 1."""
         return round(float(self.quantity("activation_bytes", widths)))
 
-    def cost(self, widths: ArrayLike, nonzero: int | None = None) -> Cost:
-        """Return all quantities; `nonzero` is `params` unless it was counted."""
-        params = self.params(widths)
+    def cost(self, widths: ArrayLike, nonzero: int | None = None, effective_macs: int | None = None) -> Cost:
+        """Return all quantities; `nonzero` is `params`, and `effective_macs` is `macs`, unless they were counted."""
+        params, macs = self.params(widths), self.macs(widths)
         return Cost(
             params=params,
             nonzero=params if nonzero is None else nonzero,
-            macs=self.macs(widths),
+            macs=macs,
+            effective_macs=macs if effective_macs is None else effective_macs,
             weight_bytes=self.weight_bytes(widths),
             peak_activation_bytes=self.peak_activation_bytes(widths),
             activation_bytes=self.activation_bytes(widths),
@@ -278,11 +282,20 @@ def cost_of(graph: Graph) -> Cost:
 
     >>> import torch
     >>> from edgewise.graph import trace
-    >>> cost_of(trace(torch.nn.Conv2d(1, 2, 3, bias=False), torch.zeros(1, 1, 4, 4))).macs
-    72
+    >>> net = torch.nn.Conv2d(1, 2, 3, bias=False)
+    >>> net.weight.data[0] = 0
+    >>> cost = cost_of(trace(net, torch.zeros(1, 1, 4, 4)))
+    >>> cost.macs, cost.effective_macs
+    (72, 36)
     """
     parameters = {id(p): p for p in graph.model.parameters()}.values()
-    return CostModel(graph).cost(graph.sizes, sum(int(p.count_nonzero()) for p in parameters))
+    model, left = CostModel(graph), dict(graph.model.named_parameters(remove_duplicate=False))
+    effective = 0.0
+    for layer in model.layers(graph.sizes):
+        weight = left.get(f"{layer.name}.weight".removeprefix("."))
+        share = 1.0 if weight is None else int(weight.count_nonzero()) / weight.numel()
+        effective += layer.macs * share
+    return model.cost(graph.sizes, sum(int(p.count_nonzero()) for p in parameters), round(effective))
 
 
 def _lifetimes(graph: Graph) -> tuple[Floats, Floats]:

@@ -10,6 +10,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
+from edgewise.errors import RecipeError
 from edgewise.sparse.blocks import Tile
 from edgewise.sparse.masking import Masking
 from edgewise.sparse.masks import Criterion, Scope, keep_masks, score
@@ -115,10 +116,17 @@ class Sparsifying(Masking):
         """Score every weight, the more the better."""
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
-        """Find the weights and the events."""
+        """Find the weights and the events.
+
+        Raises:
+            RecipeError: the training has too few steps for so many events.
+        """
         super().start(model, config, steps_per_epoch)
         _, events, start, end, _ = self._schedule
-        self._due = event_steps(events, start, end, config.epochs * steps_per_epoch)
+        try:
+            self._due = event_steps(events, start, end, config.epochs * steps_per_epoch)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
 
     def watch(self) -> None:
         """Look at the weights after a step, before any is taken; by default nothing is seen."""
