@@ -18,6 +18,7 @@ LAYERS = [
         "steps",
         "prune_step",
         "sparse_step",
+        "pack_step",
         "quantize_step",
         "quantize_file",
         "context",

@@ -1,4 +1,4 @@
-"""Write docs/results.md from the figures in docs/results/ and the words in results.md.j2.
+"""Write docs/results.md, and a chart of each published system, from the figures in docs/results/ and results.md.j2.
 
 Usage: python scripts/results_page.py [--check]; with --check it only says whether the page is what it should be.
 """
@@ -12,7 +12,9 @@ from typing import Any
 
 import jinja2
 import torch
+import vl_convert
 
+from edgewise.charts import RELATIVE, Point, families
 from edgewise.cost.visible import visible
 from edgewise.models import build
 from edgewise.record_table import cells, columns, hidden
@@ -20,7 +22,7 @@ from edgewise.systems import SYSTEMS
 from edgewise.units import format_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, FIGURES = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
+PAGE, FIGURES, CHARTS = ROOT / "docs" / "results.md", ROOT / "docs" / "results", ROOT / "docs" / "charts"
 TITLES = {
     "convnext_like": "ConvNeXt-like",
     "convnext_tiny": "ConvNeXt-Tiny",
@@ -137,6 +139,39 @@ def in_linear_layers(model: str, classes: int, side: int) -> tuple[float, float]
     return 1 - seen.params / whole.params, 1 - seen.macs / whole.macs
 
 
+INK = {"ink": "#182024", "muted": "#5a676e", "line": "#e3e6e4", "panel": "#fff"}  # the page's, on white paper
+
+
+def drawn(record: dict[str, Any]) -> bool:
+    """Say whether a record tells the series of its rows, so that there is a chart of it."""
+    return all("series" in row for row in record["rows"])
+
+
+def chart(record: dict[str, Any]) -> str:
+    """Draw a system's rows as its comparison page does at first, as an SVG file."""
+    cost, rows = SYSTEMS[record["system"]].cost, record["rows"]
+    points = [
+        Point(
+            name=row["label"],
+            label="",
+            line=f"{row['model']} {row['series']}",
+            role="beaten",
+            accuracy=row["accuracy"],
+            costs=row,
+            series=row["series"],
+            model=row["model"],
+        )
+        for row in rows
+    ]
+    what, _ = RELATIVE[cost]
+    spec = families(points, f"Accuracy against {what}.", cost)
+    text = json.dumps({**spec, "width": 720, "background": "white", "title": f"accuracy against {what}"})
+    for name, colour in INK.items():
+        text = text.replace(f"var(--{name})", colour)
+    svg: str = vl_convert.vegalite_to_svg(text)
+    return svg
+
+
 def page() -> str:
     """Return the page."""
     figures = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FIGURES.glob("*.json"))}
@@ -153,6 +188,7 @@ def page() -> str:
         "aligned": aligned,
         "cells": cells,
         "columns": columns,
+        "drawn": drawn,
         "hidden": hidden,
         "format_bytes": format_bytes,
         "over_seeds": over_seeds,
@@ -176,6 +212,11 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     if not parser.parse_args().check:
         PAGE.write_text(page(), encoding="utf-8")
+        CHARTS.mkdir(exist_ok=True)
+        for path in FIGURES.glob("*.json"):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(record, dict) and "system" in record and drawn(record):
+                (CHARTS / f"{path.stem}.svg").write_text(chart(record), encoding="utf-8")
         return 0
     if PAGE.read_text(encoding="utf-8") != page():
         print("docs/results.md is not what scripts/results_page.py makes of docs/results/: run make results")

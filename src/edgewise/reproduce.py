@@ -151,11 +151,7 @@ def reproduce(
         except (BudgetError, ModelError, TrainingDiverged, MeasurementFailed, CheckFailed) as error:
             refused[arm.label] = str(error)  # that a budget cannot be met, or a training fails, is a result too
         kept()
-    done = {
-        place(out, arm.label): arm.series or arm.label.removeprefix(f"{plans[arm.label].model} ")
-        for arm in arms
-        if _finished(out, arm)
-    }
+    done = {place(out, arm.label): series_of(arm, plans[arm.label].model) for arm in arms if _finished(out, arm)}
     about = f"{name}, {'small' if small else 'full'}: {len(done)} of {len(arms)} runs"
     page = write_comparison(list(done), out / COMPARISON, series=done, title=about, cost=system.cost) if done else None
     return Reproduced(kept(), left, page)
@@ -312,6 +308,11 @@ def gathered(
     }
 
 
+def series_of(arm: Arm, model: str) -> str:
+    """Return what an arm is one of in the chart."""
+    return arm.series or arm.label.removeprefix(f"{model} ")
+
+
 def _finished(out: Path, arm: Arm) -> bool:
     return (place(out, arm.label) / MANIFEST).exists()
 
@@ -331,6 +332,7 @@ def _row(arm: Arm, folder: Path) -> dict[str, Any]:
         seconds[step["kind"]] = seconds.get(step["kind"], 0.0) + step["seconds"]
     return {
         "label": arm.label,
+        "series": series_of(arm, results["model"]),
         "recipe": arm.recipe,
         "changes": list(arm.changes),
         "model": results["model"],

@@ -16,6 +16,7 @@ class Flips:
         train: changes of the training.
         events: how often half of the weights that are left are taken; each makes a sparsity.
         to_end: of those, with noise to the end of the training, as published.
+        quiet: of those, without noise.
         few: of those, for random weights and those taken before the training.
         hoyer: strengths of the Hoyer-Square penalty.
     """
@@ -24,6 +25,7 @@ class Flips:
     train: tuple[str, ...] = ()
     events: tuple[int, ...] = (2, 4, 6, 8, 10)
     to_end: tuple[int, ...] = (2, 4, 6, 8, 10)
+    quiet: tuple[int, ...] = (2, 4, 6, 8, 10)
     few: tuple[int, ...] = (10,)
     hoyer: tuple[float, ...] = (6e-5, 1e-4, 3e-4)
 
@@ -37,6 +39,7 @@ class Flips:
                 self._taken("FlipOut, noise to the end", events, "step.0.method.0.noise_end=1.0")
                 for events in self.to_end
             ),
+            *(self._taken("FlipOut, no noise", events, "step.0.method.0.noise=0.0") for events in self.quiet),
             *(self._taken("magnitude", events, *self._gradual("l1", events)) for events in self.events),
             *(self._taken("random", events, *self._gradual("random", events)) for events in self.few),
             *(self._begun("SNIP", events) for events in self.few),
@@ -196,6 +199,7 @@ WEIGHTS: dict[str, System] = {
             train=(*SMALL, "width=0.25", "step.0.epochs=10"),
             events=(4, 6, 8),
             to_end=(4, 8),
+            quiet=(4, 6, 8),
             few=(6,),
             hoyer=(1e-4,),
         ).arms,
