@@ -297,6 +297,9 @@ def quantize(
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or a step's in it.")],
     out: Annotated[Path, typer.Argument(help="The ONNX file that is written.")],
+    codes: Annotated[
+        bool, typer.Option("--codes", help="Keep weights of few values as 2-bit and 4-bit codes: smaller, slower.")
+    ] = False,
 ) -> None:
     """Make an ONNX file of a run's network: of its packed file, where it has one."""
     from edgewise.errors import UserError
@@ -308,7 +311,7 @@ def export(
         raise UserError(f'{out}: the suffix must be .onnx; format = "..." in a recipe\'s export step writes others')
     packed = (run / network.PACKED).exists()
     model = network.load(run, packed=packed)
-    write(model, network.example(run), out)
+    write(model, network.example(run), out, codes=codes)
     print(f"read      {run / (network.PACKED if packed else network.TENSORS)}")
     print(f"written   {out}, {format_bytes(out.stat().st_size)}")
 

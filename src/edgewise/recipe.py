@@ -109,10 +109,13 @@ class Export:
         pack: write the network's tensors to `model.packed` too, each as small as it goes without losing a bit: ternary
             codes, codebooks, bitmaps of what is not zero. `file_bytes` is that file's then. No runtime computes on it;
             ``edgewise export RUN OUT.onnx`` makes one of it that they do.
+        codes: keep weights of few values as codes of 2 or 4 bits in the ONNX file itself: ternary ones, powers of two
+            of 3 bits. It is smaller, no bit of a weight is lost, and it is slower, which the measure step says.
     """
 
     kind: Literal["export"] = "export"
     pack: bool = False
+    codes: bool = False
     format: Literal["onnx", "openvino", "executorch", "litert"] = "onnx"
 
 
@@ -502,6 +505,9 @@ def _check_order(recipe: Recipe, source: str) -> None:
             raise RecipeError(
                 f"{where}: pack = true stores the float network, and {other} is another file: leave one out"
             )
+        if isinstance(step, Export) and step.codes and (quantized or step.format != "onnx"):
+            other = "quantize has made codes already" if quantized else f'format = "{step.format}" is no ONNX file'
+            raise RecipeError(f"{where}: codes = true is for the float ONNX file; {other}: leave it out")
         if isinstance(step, Measure) and not artifact:
             raise RecipeError(f"{where} has nothing to measure: put a quantize or export step before it")
         if isinstance(step, Train) and step.distils and recipe.dense_at == 0 and recipe.weights is None:

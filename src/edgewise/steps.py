@@ -165,7 +165,7 @@ def _export(context: Context, place: Place, config: Export) -> Result:
         stored = ("weight_bytes", "peak_activation_bytes", "activation_bytes")
         figures = {name: before["row"][name] for name in stored}
     else:
-        artifact = export(model, context.example, place.after / ARTIFACT)
+        artifact = export(model, context.example, place.after / ARTIFACT, codes=config.codes)
         checks, precision, figures = [compare_float(model, artifact, images)], "float32", {}
     accuracy = _known_accuracy(place.before)
     if config.format != "onnx":

@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 
 from edgewise.errors import ModelError
-from edgewise.export.read import OPSET, allow_four_bits_, read
+from edgewise.export.read import OPSET, allow_codes_, read
 from edgewise.export.verify import outputs, rms_error
 from edgewise.models.onnx import OnnxNetwork
 from edgewise.quantize import Quantizer
@@ -66,4 +66,4 @@ def test_four_bits_are_refused_where_they_would_change_an_operator(tmp_path: Pat
     proto.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "s"))
     onnx.save(proto, path)
     with pytest.raises(ModelError, match="4-bit codes need opset 21, where GroupNormalization has other scales"):
-        allow_four_bits_(read(path).graph)
+        allow_codes_(read(path).graph, 4)

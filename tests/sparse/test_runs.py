@@ -183,9 +183,24 @@ def test_the_command_makes_an_onnx_file_of_the_packed_one(folder: Path, tmp_path
     assert "model.packed" in done.output
     images = torch.randn(8, *results_shape(run), generator=torch.Generator().manual_seed(0))
     assert compare_float(network.load(run), out, images).passed
+    small = tmp_path / "codes.onnx"
+    assert CliRunner().invoke(cli.app, ["export", str(run), str(small), "--codes"]).exit_code == 0
+    assert small.stat().st_size < 0.7 * out.stat().st_size
+    assert compare_float(network.load(run), small, images).passed
     refused = CliRunner().invoke(cli.app, ["export", str(run), str(tmp_path / "again.pte")])
     assert isinstance(refused.exception, UserError)
     assert "the suffix must be .onnx" in str(refused.exception)
+
+
+def test_codes_stay_codes_in_the_onnx_file_that_runs(folder: Path) -> None:
+    """The step's own check holds it against the network, and the measure step says what it costs."""
+    run, results = ran(folder, "codes", TERNARY + SHIP.replace("pack", "codes"))
+    from onnx import TensorProto, load
+
+    stored = {each.data_type for each in load(run / "model.onnx").graph.initializer}
+    assert TensorProto.INT2 in stored
+    assert results["rows"][-1]["file_bytes"] == (run / "model.onnx").stat().st_size
+    assert all(item.passed for item in check(run))
 
 
 def test_shared_values_are_codes_in_the_packed_file(folder: Path) -> None:
@@ -258,6 +273,11 @@ def test_zeros_are_codes_of_zero_in_int8(scheme: str, folder: Path) -> None:
             r'step\.2 \(train\) would undo the values that step\.1 \(ternary\) leaves .* or add .* kind = "ternary"',
         ),
         (SHARED + TRIMMED, r"step\.2 \(net_trim\) would undo the values that step\.1 \(share_weights\) leaves"),
+        (
+            SHIP.replace("pack = true", 'codes = true\nformat = "litert"'),
+            r'codes = true .* format = "litert" is no ONNX',
+        ),
+        ('[[step]]\nkind = "quantize"\n' + SHIP.replace("pack", "codes"), r"codes = true .* quantize has made codes"),
         (FLIPOUT.replace("0.8", "1.0"), r"sparsity is 1\.0; it must be in \(0, 1\)"),
     ],
 )

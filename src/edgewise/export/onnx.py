@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edgewise.errors import ModelError
 from edgewise.export.compact import write
 from edgewise.export.constants import absorb_constants_
+from edgewise.export.few_bits import few_bits_
 from edgewise.export.quiet import quietly
 from edgewise.export.read import OPSET
 from edgewise.graph.trace import evaluating
@@ -25,7 +26,7 @@ INPUT, OUTPUT, BATCH = "input", "logits", "batch"
 SCOPES = "pkg.torch.onnx.name_scopes"  # the modules around an operator, and the operator, as a Python list
 
 
-def export(model: nn.Module, example: Tensor, path: Path, *, names: bool = False) -> Path:
+def export(model: nn.Module, example: Tensor, path: Path, *, names: bool = False, codes: bool = False) -> Path:
     """Write a network as an ONNX file, in evaluation mode.
 
     Batch normalisations are folded into the convolutions before them, constants are computed, and those that removed
@@ -38,6 +39,7 @@ def export(model: nn.Module, example: Tensor, path: Path, *, names: bool = False
         example: an input ``[N, C, H, W]`` float32; its values do not matter.
         path: where the file goes; written whole or not at all.
         names: keep the names of the layers in it, for whoever shall tell them apart; some bytes each.
+        codes: keep weights of few values as 2-bit and 4-bit codes (`edgewise.export.few_bits`): smaller, and slower.
 
     Raises:
         ModelError: the forward raises, returns something else than a float32 tensor, mixes the images of a batch or
@@ -56,6 +58,8 @@ def export(model: nn.Module, example: Tensor, path: Path, *, names: bool = False
     name_layers_(network.graph)
     pool_globally_(network.graph)
     absorb_constants_(network.graph)
+    if codes:
+        few_bits_(network)
     return write(network, path, names=names)
 
 

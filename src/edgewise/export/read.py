@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 OPSET = 20  # the first with Gelu; what `edgewise.export.onnx.export` writes
-FOUR_BITS_OPSET = 21  # since then 4-bit codes exist, and GroupNormalization has a scale for each channel
+CODES_OPSET = {4: 21, 2: 25}  # since when codes of so many bits exist
+GROUPS_OPSET = 21  # since then GroupNormalization has a scale for each channel
 
 
 def read(path: Path) -> ir.Model:
@@ -42,20 +43,19 @@ def read(path: Path) -> ir.Model:
     return _converted(network, path)
 
 
-def allow_four_bits_(graph: ir.Graph) -> None:
-    """Let a graph hold 4-bit codes: state an opset that knows them.
+def allow_codes_(graph: ir.Graph, bits: int) -> None:
+    """Let a graph hold codes of 4 or 2 bits: state an opset that knows them.
 
     Raises:
         ModelError: an operator of it would mean something else there.
     """
-    if (stated := graph.opset_imports.get("", OPSET)) >= FOUR_BITS_OPSET:
-        return
-    if any(node.op_type == "GroupNormalization" for node in graph):
+    stated, needed = graph.opset_imports.get("", OPSET), CODES_OPSET[bits]
+    if stated < GROUPS_OPSET and any(node.op_type == "GroupNormalization" for node in graph):
         raise ModelError(
-            f"4-bit codes need opset {FOUR_BITS_OPSET}, where GroupNormalization has other scales than in {stated}: "
+            f"{bits}-bit codes need opset {needed}, where GroupNormalization has other scales than in {stated}: "
             "export the network in that opset"
         )
-    graph.opset_imports[""] = FOUR_BITS_OPSET
+    graph.opset_imports[""] = max(stated, needed)
 
 
 def _converted(network: ir.Model, path: Path) -> ir.Model:

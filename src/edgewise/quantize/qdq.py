@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from edgewise.export.edit import constant, known, like, operand
-from edgewise.export.read import allow_four_bits_
+from edgewise.export.read import allow_codes_
 from edgewise.quantize.rewrite import gate_codes_, keep_floats_, pad_codes_, round_before_additions_
 from edgewise.quantize.simulate import FEW_BITS, FakeQuantize, FakeQuantizeBias
 
@@ -83,7 +83,7 @@ def _widened(graph: ir.Graph, reader: ir.Node, codes: Any) -> ir.Value:
     """Store 4-bit codes, and make 8-bit ones of them: runtimes do that once, and find the integer kernels."""
     import onnx_ir as ir
 
-    allow_four_bits_(graph)
+    allow_codes_(graph, 4)
     stored = constant(graph, codes.astype(ir.DataType.INT4.numpy()))
     cast = ir.node("Cast", [stored], attributes={"to": ir.DataType.INT8.value})
     graph.insert_before(reader, cast)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from edgewise.export.edit import constant, known, like, readers
-from edgewise.export.read import allow_four_bits_
+from edgewise.export.read import allow_codes_
 from edgewise.quantize.affine import WHOLE, QSpec, choose, quantize
 from edgewise.quantize.prepare import layers, output_axis
 
@@ -44,7 +44,7 @@ def store_weights_(network: ir.Model, kind: str) -> ir.Model:
             if weight is not None and weight.const_value is not None and known(weight).size >= LEAST_NUMBERS:
                 _put(graph, weight, STORES[kind](graph, known(weight), output_axis(layer)))
     if kind == "int4":
-        allow_four_bits_(graph)
+        allow_codes_(graph, 4)
     network.ir_version = max(network.ir_version, 10)
     return network
 
