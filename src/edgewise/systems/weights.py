@@ -242,7 +242,7 @@ WEIGHTS: dict[str, System] = {
             *_pe_ternary(_dense("resnet18", "step.0.epochs=100"), ("step.1.epochs=60",), sparsity=0.25, compared=0.5),
         ),
         small=_pe_ternary(
-            _dense("resnet20", *SMALL, *COSINE, "step.0.epochs=12"), ("step.1.epochs=5",), sparsity=0.25, compared=0.4
+            _dense("resnet20", *SMALL, *COSINE, "step.0.epochs=10"), ("step.1.epochs=4",), sparsity=0.25, compared=0.4
         ),
         columns=("zero blocks", "16/(1-s)", "file", "packed", "PE array", "latency"),
         cost="file_bytes",
