@@ -67,6 +67,15 @@ class Train(TrainConfig):
     ] = ()
     undo_if_worse: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kinds = [method.kind for method in self.method]
+        late = next(
+            (kind for kind in kinds if kind in ("hesso", "dhspg") and "ternary" in kinds[: kinds.index(kind)]), ""
+        )
+        if late:
+            raise ValueError(f'{late} follows the channels through the network as it is: list it before "ternary"')
+
     @property
     def distils(self) -> bool:
         """Whether it needs this run's dense network as a teacher."""

@@ -48,18 +48,22 @@ def net_trim_step(context: Context, place: Place, config: NetTrim) -> Result:
     """Give each layer the sparsest weights that still compute what it computed on some training images."""
     model = network.load(place.before)
     images = context.calibration(config.images, mixed_seed(context.recipe.seed, place.index))
-    sparse, layers = sparsify_layers(
-        model,
-        images,
-        gamma=config.gamma,
-        scheme=config.scheme,
-        form=config.form,
-        rounds=config.rounds,
-        support=config.support,
-        skip=config.exclude,
-        seed=context.recipe.seed,
-        progress=context.progress,
-    )
+    try:
+        sparse, layers = sparsify_layers(
+            model,
+            images,
+            gamma=config.gamma,
+            scheme=config.scheme,
+            form=config.form,
+            rounds=config.rounds,
+            support=config.support,
+            ridge=config.ridge,
+            skip=config.exclude,
+            seed=context.recipe.seed,
+            progress=context.progress,
+        )
+    except ValueError as error:
+        raise UserError(f"net_trim: {error}") from error
     network.save(sparse, context.builder, place.after)
     kept, count = sum(layer.nonzero for layer in layers), sum(layer.weights for layer in layers)
     behind = [layer.layer for layer in layers if not layer.below_baseline]

@@ -258,6 +258,13 @@ def test_zeros_are_codes_of_zero_in_int8(scheme: str, folder: Path) -> None:
     assert results["rows"][-1]["accuracy"] > results["rows"][-2]["accuracy"] - 0.1
 
 
+def test_images_that_do_not_determine_the_weights_are_refused_without_a_ridge(folder: Path) -> None:
+    file = folder / "few.toml"
+    file.write_text(TRAIN.format(folder=folder) + TRIMMED.replace("images = 128", "images = 4\nridge = 0.0") + SHIP)
+    with pytest.raises(UserError, match=r"net_trim: .* samples are of rank \d+, which does not determine its"):
+        compress(read(file), folder / "few")
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
@@ -278,6 +285,10 @@ def test_zeros_are_codes_of_zero_in_int8(scheme: str, folder: Path) -> None:
             r'codes = true .* format = "litert" is no ONNX',
         ),
         ('[[step]]\nkind = "quantize"\n' + SHIP.replace("pack", "codes"), r"codes = true .* quantize has made codes"),
+        (
+            TERNARY + '[[step.method]]\nkind = "hesso"\nsparsity = 0.5',
+            r'hesso follows the channels .* list it before "ternary"',
+        ),
         (FLIPOUT.replace("0.8", "1.0"), r"sparsity is 1\.0; it must be in \(0, 1\)"),
     ],
 )

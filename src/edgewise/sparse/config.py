@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgewise.sparse.beginnings import Beginning
-from edgewise.sparse.layerwise import Scheme, Support
+from edgewise.sparse.layerwise import RIDGE, Scheme, Support
 from edgewise.sparse.masks import Criterion, Scope
 from edgewise.sparse.nettrim import Form
 
@@ -82,6 +82,7 @@ class NetTrim:
         rounds: of "log_sum".
         support: "solved": the weights that the solver keeps. "magnitude": as many of each layer's largest, followed by
             the same least squares, the baseline. "better": of the two the one that is nearer, layer by layer.
+        ridge: of the least squares towards the solver's weights. 0 refuses images that do not determine them.
         exclude: the names of layers that are left alone.
 
     Raises:
@@ -97,6 +98,7 @@ class NetTrim:
     form: Form = "convex"
     rounds: int = 4
     support: Support = "solved"
+    ridge: float = RIDGE
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -105,3 +107,5 @@ class NetTrim:
         for name, value in (("images", self.images), ("rounds", self.rounds)):
             if value < 1:
                 raise ValueError(f"{name} = {value}: at least 1")
+        if self.ridge < 0:
+            raise ValueError(f"ridge = {self.ridge}: at least 0")
