@@ -95,6 +95,9 @@ def decode(encoded: Encoded) -> Tensor:
     return _decoded(encoded.layout, np.frombuffer(encoded.stored, np.uint8), encoded.dtype, encoded.shape)
 
 
+MANY = 4096  # numbers, from which on what an encoding says of itself is little beside them
+
+
 def smallest(found: Tensor, tile: tuple[int, int] | None = None) -> Encoded:
     """Store a tensor in the encoding that takes the fewest bytes of those that lose no bit; of equals, the simplest.
 
@@ -103,18 +106,13 @@ def smallest(found: Tensor, tile: tuple[int, int] | None = None) -> Encoded:
         tile: of a ternary tensor, whether to look for tiles of zeros too; see `Ternary`.
     """
     axes = (None, *range(min(2, found.dim())))
+    plain, ternary = _tried(found, Plain()), _tried(found, Ternary())
     # Of one line the first that fits is the smallest, or as good as that: a scale for all before one for each channel.
-    ranked: list[list[Encoding]] = [
-        [Plain()],
-        [Ternary()],
-        [Ternary(tile)] if tile else [],
-        [Integers(bits, axis) for bits in (4, 8) for axis in axes],
-        [Codebook()],
-        [Sparse()],
-        [Sparse(Codebook())],
-    ]
+    ranked: list[list[Encoding]] = [[Ternary(tile)] if tile and ternary else [], [Codebook()], [Sparse(Codebook())]]
+    if ternary is None or found.numel() < MANY:  # two bits a number are less than four, and a code less than a float
+        ranked += [[Integers(bits, axis) for bits in (4, 8) for axis in axes], [Sparse()]]
     fitting = (next((made for each in line if (made := _tried(found, each))), None) for line in ranked)
-    return min((made for made in fitting if made), key=lambda made: len(made.stored))
+    return min((made for made in (plain, ternary, *fitting) if made), key=lambda made: len(made.stored))
 
 
 def paper_compression(weights: Mapping[str, Tensor], tile: tuple[int, int]) -> float:
