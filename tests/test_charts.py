@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from edgewise import charts
-from edgewise.charts import Point
+from edgewise.charts import Point, base, timing, tradeoff
+from edgewise.charts.layers import _gathered, _layer_mark
 from run_examples import good, resnet_layers
 
 
@@ -33,7 +34,7 @@ def test_only_known_costs_can_be_chosen() -> None:
 def test_areas_are_in_proportion_to_the_files() -> None:
     points = [network("big", 0.9, file_bytes=800.0), network("small", 0.5, file_bytes=200.0)]
     big, small = marks(charts.plane(points, {}, ""), "area")
-    assert big["area"] == 4 * small["area"] == charts.BUBBLE_AREA
+    assert big["area"] == 4 * small["area"] == tradeoff.BUBBLE_AREA
     assert big["radius"] == 25
 
 
@@ -60,20 +61,20 @@ def test_many_joined_labels_name_the_first_and_the_last() -> None:
 
 
 def test_a_small_difference_of_accuracy_does_not_look_like_a_cliff() -> None:
-    view = charts._view([network("a", 0.901, macs=1.0), network("b", 0.9, macs=2.0)], {}, "macs")
-    assert view.top - view.bottom > charts.LEAST_SPAN
+    view = tradeoff._view([network("a", 0.901, macs=1.0), network("b", 0.9, macs=2.0)], {}, "macs")
+    assert view.top - view.bottom > base.LEAST_SPAN
     assert view.right > 2.0
 
 
 def test_the_budget_is_always_within_the_axes() -> None:
     limits = {"accuracy": 0.8, "macs": 50.0}
-    view = charts._view([network("a", 0.9, macs=1.0)], limits, "macs")
+    view = tradeoff._view([network("a", 0.9, macs=1.0)], limits, "macs")
     assert view.bottom < 0.8
     assert view.right > 50.0
-    assert charts._corners(limits, {"macs": view}) == [
+    assert tradeoff._corners(limits, {"macs": view}) == [
         {"of": "macs", "x": 0, "right": 50.0, "y": 0.8, "top": view.top},
     ]
-    assert charts._corners({"macs": 50.0}, {"params": view}) == []
+    assert tradeoff._corners({"macs": 50.0}, {"params": view}) == []
 
 
 def test_nonzero_can_be_chosen_where_something_is_sparse() -> None:
@@ -135,7 +136,7 @@ def test_a_wide_cost_of_a_family_has_a_logarithmic_axis_and_the_one_asked_for_co
 @pytest.mark.parametrize("column", charts.LAYER_COST)
 def test_gathering_small_layers_loses_nothing(column: str) -> None:
     layers = resnet_layers(blocks=9)
-    gathered = charts._gathered(layers)
+    gathered = _gathered(layers)
     assert len(gathered) < len(layers)
     assert gathered[-1]["name"] == f"{len(layers) - len(gathered) + 1} small layers"
     for when in ("before", "after"):
@@ -145,15 +146,15 @@ def test_gathering_small_layers_loses_nothing(column: str) -> None:
 def test_layers_keep_their_order_and_few_layers_stay_as_they_are() -> None:
     layers = resnet_layers()
     names = [layer["name"] for layer in layers]
-    kept = [layer["name"] for layer in charts._gathered(layers)[:-1]]
+    kept = [layer["name"] for layer in _gathered(layers)[:-1]]
     assert kept == [name for name in names if name in set(kept)]
-    assert charts._gathered(layers[:3]) == layers[:3]
+    assert _gathered(layers[:3]) == layers[:3]
 
 
 @pytest.mark.parametrize(("was", "now", "kept"), [(10, 4, "40%"), (10, 0, "gone"), (0, 4, "new"), (0, 0, "")])
 def test_the_share_that_was_kept(was: int, now: int, kept: str) -> None:
     costs = {when: dict.fromkeys(charts.LAYER_COST, value) for when, value in (("before", was), ("after", now))}
-    assert charts._layer_mark({"name": "", "kind": "convolution", **costs}, "macs")["kept"] == kept
+    assert _layer_mark({"name": "", "kind": "convolution", **costs}, "macs")["kept"] == kept
 
 
 # -- latency and training -------------------------------------------------------------------------------------------
@@ -174,11 +175,11 @@ def test_stragglers_do_not_flatten_the_axis() -> None:
 
 def test_a_strip_draws_a_part_of_many_samples() -> None:
     for count in (1, 299, 300, 301, 5000):
-        drawn = charts._strip("dense", [0.1] * count, 1.0)
+        drawn = timing._strip("dense", [0.1] * count, 1.0)
         assert min(count, 150) < len(drawn) + 1 <= charts.STRIP_SAMPLES + 1
         assert all(0.5 <= dot["place"] <= 0.9 for dot in drawn)
-    assert charts._strip("dense", [0.1, 2.0], 1.0)[0]["sample"] == "100 ms"
-    assert len(charts._strip("dense", [0.1, 2.0], 1.0)) == 1
+    assert timing._strip("dense", [0.1, 2.0], 1.0)[0]["sample"] == "100 ms"
+    assert len(timing._strip("dense", [0.1, 2.0], 1.0)) == 1
 
 
 def test_epochs_of_later_steps_follow_those_before() -> None:
