@@ -17,6 +17,7 @@ class Flips:
         events: how often half of the weights that are left are taken; each makes a sparsity.
         to_end: of those, with noise to the end of the training, as published.
         quiet: of those, without noise.
+        gentle: of those, with a third of the noise.
         few: of those, for random weights and those taken before the training.
         hoyer: strengths of the Hoyer-Square penalty.
     """
@@ -26,6 +27,7 @@ class Flips:
     events: tuple[int, ...] = (2, 4, 6, 8, 10)
     to_end: tuple[int, ...] = (2, 4, 6, 8, 10)
     quiet: tuple[int, ...] = (2, 4, 6, 8, 10)
+    gentle: tuple[int, ...] = (4, 10)
     few: tuple[int, ...] = (10,)
     hoyer: tuple[float, ...] = (6e-5, 1e-4, 3e-4)
 
@@ -40,6 +42,10 @@ class Flips:
                 for events in self.to_end
             ),
             *(self._taken("FlipOut, no noise", events, "step.0.method.0.noise=0.0") for events in self.quiet),
+            *(
+                self._taken("FlipOut, a third of the noise", events, "step.0.method.0.noise=0.33")
+                for events in self.gentle
+            ),
             *(self._taken("magnitude", events, *self._gradual("l1", events)) for events in self.events),
             *(self._taken("random", events, *self._gradual("random", events)) for events in self.few),
             *(self._begun("SNIP", events) for events in self.few),
@@ -200,6 +206,7 @@ WEIGHTS: dict[str, System] = {
             events=(4, 6, 8),
             to_end=(4, 8),
             quiet=(4, 6, 8),
+            gentle=(4,),
             few=(6,),
             hoyer=(1e-4,),
         ).arms,
