@@ -153,13 +153,16 @@ def _pe_ternary(dense: Arm, train: tuple[str, ...], sparsity: float, compared: f
     )
 
 
-def _codebooks(dense: Arm, train: tuple[str, ...], bits: tuple[int, ...]) -> tuple[Arm, ...]:
+def _codebooks(
+    dense: Arm, train: tuple[str, ...], bits: tuple[int, ...], powers: tuple[int, ...] = (5, 3)
+) -> tuple[Arm, ...]:
     """Return codebooks of some widths, and the others.
 
     Args:
         dense: the network's training.
         train: changes of the training of the values.
-        bits: of a code.
+        bits: of a code of k-means.
+        powers: bits of a code of powers of two.
     """
     method = "step.1.method.0"
 
@@ -171,7 +174,7 @@ def _codebooks(dense: Arm, train: tuple[str, ...], bits: tuple[int, ...]) -> tup
         dense,
         *(arm(f"k-means {each} bits", f"{method}.bits={each}", series="k-means") for each in bits),
         arm("ternary codebook", f"{method}.values=ternary"),
-        *(arm(f"powers of two {each} bits", *two, f"{method}.bits={each}", series="powers of two") for each in (5, 3)),
+        *(arm(f"powers of two {each} bits", *two, f"{method}.bits={each}", series="powers of two") for each in powers),
     )
 
 
@@ -274,7 +277,8 @@ WEIGHTS: dict[str, System] = {
         small=_codebooks(
             _dense("vgg16_bn", *SMALL, *COSINE, "width=0.25", "step.0.epochs=10"),
             ("step.1.epochs=4",),
-            bits=(8, 5, 4, 3, 2),
+            bits=(5, 4, 3, 2),
+            powers=(5,),
         ),
         columns=("file", "packed", "latency", "training"),
         cost="file_bytes",
