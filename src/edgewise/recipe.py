@@ -256,10 +256,13 @@ class Recipe:
     def dense_at(self) -> int:
         """How many steps come before the first that changes the network's structure or precision.
 
-        A first training may do so too: then what it leaves stands for the dense network, since there is none before it.
+        A first training of fresh weights may do so too: then what it leaves stands for the dense network, since there
+        is none before it.
         """
+        fresh = self.weights is None
         changed = [
-            not isinstance(step, Train) or (place > 0 and step.compresses) for place, step in enumerate(self.step)
+            not isinstance(step, Train) or (step.compresses and not (fresh and place == 0))
+            for place, step in enumerate(self.step)
         ]
         return changed.index(True) if True in changed else len(changed)
 

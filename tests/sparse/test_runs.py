@@ -175,6 +175,19 @@ def test_the_dense_network_is_the_one_before_its_weights_become_few(folder: Path
     assert len(list(prunable(network.load(run / "dense")).values())[1].unique()) > 100
 
 
+def test_given_weights_are_the_dense_network_of_a_training_that_makes_them_few(folder: Path) -> None:
+    """As an arm of `edgewise reproduce` starts: from a dense arm's weights, with those as the teacher."""
+    first, _ = ran(folder, "ternary", TERNARY + SHIP)
+    given = first / "dense" / "model.safetensors"
+    start = TRAIN.format(folder=folder)[: TRAIN.format(folder=folder).index("[[step]]")]
+    file = folder / "given.toml"
+    file.write_text(f'{start}weights = "{given}"\n{TERNARY}{SHIP}')
+    done = compress(read(file), folder / "given")
+    teacher, dense = (list(prunable(network.load(each)).values()) for each in (first / "dense", done.folder / "dense"))
+    assert all(torch.equal(one, other) for one, other in zip(teacher, dense, strict=True))
+    assert len(list(prunable(network.load(done.folder)).values())[1].abs().unique()) <= 2
+
+
 def test_the_command_makes_an_onnx_file_of_the_packed_one(folder: Path, tmp_path: Path) -> None:
     run, _ = ran(folder, "ternary", TERNARY + SHIP)
     out = tmp_path / "again.onnx"
