@@ -69,7 +69,18 @@ class Train(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        kinds = [method.kind for method in self.method]
+        kinds: list[str] = [method.kind for method in self.method]
+        few = [kind for kind in kinds if kind in ("ternary", "share_weights", "powers_of_two")]
+        if len(few) > 1:
+            raise ValueError(f"{' and '.join(few)} each say which values weights have: take one")
+        makes = next((kind for kind in kinds if kind in ("gradual", "flipout", "hoyer", "pe_lasso")), "")
+        if "share_weights" in kinds and makes:
+            raise ValueError(f"share_weights keeps its codes, and {makes} would take weights from them: train twice")
+        if "powers_of_two" in kinds and makes and kinds.index("powers_of_two") < kinds.index(makes):
+            raise ValueError(f'{makes} takes weights that "powers_of_two" has fixed: list it before that')
+        shared = next((method for method in self.method if isinstance(method, ShareWeights)), None)
+        if shared and "keep_zeros" in kinds and shared.values == "kmeans" and not shared.zero:
+            raise ValueError("share_weights has no value of 0 for what keep_zeros keeps: add zero = true")
         late = next(
             (kind for kind in kinds if kind in ("hesso", "dhspg") and "ternary" in kinds[: kinds.index(kind)]), ""
         )
@@ -520,6 +531,11 @@ def _check_order(recipe: Recipe, source: str) -> None:
         if isinstance(step, Export) and step.codes and (quantized or step.format != "onnx"):
             other = "quantize has made codes already" if quantized else f'format = "{step.format}" is no ONNX file'
             raise RecipeError(f"{where}: codes = true is for the float ONNX file; {other}: leave it out")
+        if isinstance(step, Export) and step.codes and recipe.measured.runtime != "onnxruntime":
+            raise RecipeError(
+                f"{where}: codes = true makes 2-bit codes, which only ONNX Runtime takes, and a measure step has "
+                f'runtime = "{recipe.measured.runtime}": leave one out'
+            )
         if isinstance(step, Measure) and not artifact:
             raise RecipeError(f"{where} has nothing to measure: put a quantize or export step before it")
         if isinstance(step, Train) and step.distils and recipe.dense_at == 0 and recipe.weights is None:

@@ -39,8 +39,8 @@ def _published_latency(row: Row) -> str:
     return "-" if row.get("latency_s") is None else format_seconds(row["latency_s"])
 
 
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.1f} times"
+def _times(ratio: float | None, what: str = "") -> str:
+    return "-" if ratio is None else f"{ratio:.1f} times{what}"
 
 
 def _training(row: Row, rows: list[Row]) -> str:
@@ -70,10 +70,10 @@ COLUMNS: dict[str, tuple[Callable[[Row], str], Callable[[Row, list[Row]], str]]]
     "latency": (_published_latency, _latency),
     "file": (_published_file, _file),
     # Of the packed file, the tensors' bytes as they are over it, with everything that stays float.
-    "packed": (lambda row: "-", lambda row, rows: f"{_times(row.get('packed_ratio'))} less"),
+    "packed": (lambda row: "-", lambda row, rows: _times(row.get("packed_ratio"), " less")),
     "zero blocks": (lambda row: "-", lambda row, rows: _percent(row.get("group_sparsity"), 1)),
     "16/(1-s)": (lambda row: _times(row.get("weights_ratio")), lambda row, rows: _times(row.get("paper_ratio"))),
-    "PE array": (lambda row: "-", lambda row, rows: f"{_times(row.get('array_speedup'))} faster"),
+    "PE array": (lambda row: "-", lambda row, rows: _times(row.get("array_speedup"), " faster")),
     "training": (lambda row: "-", _training),
     "sparsifying": (lambda row: "-", lambda row, rows: _step(row, "net_trim")),
     "visible params cut": _cut("visible_params_cut"),

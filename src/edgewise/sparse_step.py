@@ -33,15 +33,24 @@ def sparsify_step(context: Context, place: Place, config: Sparsify) -> Result:
     """Set single weights to zero."""
     model = network.load(place.before)
     keep = _keep(context, place, config, model)
+    gone, count = sum(int((~mask).sum()) for mask in keep.values()), sum(mask.numel() for mask in keep.values())
+    if gone in (0, count):
+        taken = "none" if count else "no layer is left to take any of; exclude fewer: none"
+        raise UserError(f"sparsify: of {count:,} weights {'all' if gone else taken} would become 0{_how(config)}")
     sparse = masked(model, keep)
     checks = [compare_masked(sparse, model)]
     require(checks)
     network.save(sparse, context.builder, place.after)
-    gone, count = sum(int((~mask).sum()) for mask in keep.values()), sum(mask.numel() for mask in keep.values())
     notes = [
         f"{gone:,} of {count:,} weights of convolutions and linear layers are 0, stored and computed with as before"
     ]
     return {"row": row(context, sparse), "checks": dicts(checks), "notes": notes}
+
+
+def _how(config: Sparsify) -> str:
+    """Say what may be changed where a share cannot be taken."""
+    whole = f" in whole blocks of {list(config.tile)}" if config.tile else ""
+    return f" with sparsity = {config.sparsity}{whole}: take another" if config.sparsity else ""
 
 
 def net_trim_step(context: Context, place: Place, config: NetTrim) -> Result:
@@ -103,7 +112,8 @@ def _scores(context: Context, place: Place, config: Sparsify, model: nn.Module) 
         return score(prunable(model), config.criterion, generator)
     if config.criterion == "synflow":
         assert config.sparsity is not None
-        return synflow(model, context.data.input_shape, config.sparsity, config.scope)
+        exclude = {f"{name}.weight" for name in config.exclude}
+        return synflow(model, context.data.input_shape, config.sparsity, config.scope, config.tile, exclude)
     split = context.data.train
     chosen = torch.randperm(len(split), generator=generator)[: config.images]
     parts = [context.task.batch(split, index, augment=False) for index in torch.split(chosen, BATCH)]

@@ -22,6 +22,7 @@ from edgewise.devices.measure import measure, measure_until_quiet
 from edgewise.devices.runtimes import RUNTIMES, files_of
 from edgewise.distill.logits import LogitDistillation
 from edgewise.export import network
+from edgewise.export.few_bits import stored_codes
 from edgewise.export.formats import FORMATS
 from edgewise.export.onnx import export
 from edgewise.export.verify import compare_float, compare_formats, compare_quantized, require
@@ -156,7 +157,7 @@ def _export(context: Context, place: Place, config: Export) -> Result:
     model = network.load(place.before)
     network.save(model, context.builder, place.after)
     quantized = place.before / ARTIFACT
-    images = context.checked()
+    images, notes = context.checked(), list[str]()
     if quantized.exists():
         artifact = Path(shutil.copyfile(quantized, place.after / ARTIFACT))
         before = read_result(place.before)
@@ -167,6 +168,7 @@ def _export(context: Context, place: Place, config: Export) -> Result:
     else:
         artifact = export(model, context.example, place.after / ARTIFACT, codes=config.codes)
         checks, precision, figures = [compare_float(model, artifact, images)], "float32", {}
+        notes += [_coded(artifact)] if config.codes else []
     accuracy = _known_accuracy(place.before)
     if config.format != "onnx":
         calibration = context.calibration(CALIBRATION, mixed_seed(context.recipe.seed, place.index))
@@ -183,7 +185,16 @@ def _export(context: Context, place: Place, config: Export) -> Result:
         "checks": [*dicts(checks), *told.pop("checks", [])],
         "artifact": {"precision": precision},
         **told,
+        "notes": [*notes, *told.get("notes", [])],
     }
+
+
+def _coded(artifact: Path) -> str:
+    """Say how many weights a file keeps as codes of few bits."""
+    found = [f"{count:,} in {bits} bits" for bits, count in stored_codes(artifact).items()]
+    if not found:
+        return "codes = true changes nothing: no layer's weights are few multiples of one step"
+    return f"weights as codes that the runtime turns into floats at every run: {', '.join(found)}"
 
 
 def _measure(context: Context, place: Place, config: Measure) -> Result:

@@ -87,6 +87,26 @@ def test_synflow_empties_no_layer_where_magnitude_and_snip_do() -> None:
     assert not all(bool(mask.any()) for mask in other.values())
 
 
+@pytest.mark.parametrize("tile", [None, (1, -1)])
+def test_synflow_empties_no_layer_by_blocks_or_where_some_are_left_alone(tile: tuple[int, int] | None) -> None:
+    """What went on the way ranks as nothing: neither its block nor the whole share goes by places then."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False), nn.ReLU(), nn.Conv2d(16, 40, 3, bias=False), nn.ReLU(), nn.Conv2d(40, 8, 2)
+    )
+    net = nn.Sequential(*net, nn.Flatten(), nn.Linear(8 * 3 * 3, 10))
+    names = {f"{place}.weight" for place in (0, 2, 4, 6)}
+    for exclude in (set(), {"0.weight"}):
+        scores = synflow(net, (3, 8, 8), 0.6, "global", tile, exclude)
+        keep = keep_masks({n: s for n, s in scores.items() if n not in exclude}, 0.6, "global", tile)
+        kept = {name: float(mask.float().mean()) for name, mask in keep.items()}
+        assert kept.keys() == names - exclude
+        assert all(share > 0 for share in kept.values()), kept
+        assert all(bool(scores[name].isfinite().all()) for name in exclude)
+        gone = {name: scores[name] == -torch.inf for name in keep}
+        assert all(not bool((gone[name] & keep[name]).any()) for name in keep)
+
+
 @pytest.mark.parametrize("criterion", ["snip", "grasp", "synflow"])
 def test_networks_are_left_as_they_are_and_scores_repeat(criterion: str) -> None:
     model = tiny_net().train()  # it has BatchNorm and dropout

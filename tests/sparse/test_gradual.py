@@ -93,3 +93,17 @@ def test_random_ones_follow_the_seed() -> None:
 def test_schedules_that_mean_nothing(values: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Gradual(**values)  # type: ignore[arg-type]
+
+
+def test_a_block_goes_by_what_is_left_in_it_and_not_for_a_zero() -> None:
+    """Rows of 100 with a zero in each stay beside rows of 1, and a row of zeros goes first."""
+    layer = torch.nn.Linear(4, 6, bias=False)
+    layer.weight.data = torch.tensor([100.0, 100.0, 1.0, 1.0, 50.0, 1.0])[:, None].repeat(1, 4)
+    layer.weight.data[:2, 0] = 0
+    layer.weight.data[4] = 0
+    method = GradualPruning(Gradual(sparsity=0.5, events=1, start=0.1, tile=(1, -1)))
+    method.start(layer, TrainConfig(epochs=1), 10)
+    with torch.no_grad():
+        method.after_step(layer, 0, 0.1)
+    assert (layer.weight != 0).any(1).tolist().count(True) == 3
+    assert bool((layer.weight[:2, 1:] != 0).all())

@@ -212,6 +212,7 @@ def test_codes_stay_codes_in_the_onnx_file_that_runs(folder: Path) -> None:
 
     stored = {each.data_type for each in load(run / "model.onnx").graph.initializer}
     assert TensorProto.INT2 in stored
+    assert "weights as codes that the runtime turns into floats at every run: " in notes(results)
     assert results["rows"][-1]["file_bytes"] == (run / "model.onnx").stat().st_size
     assert all(item.passed for item in check(run))
 
@@ -271,10 +272,39 @@ def test_zeros_are_codes_of_zero_in_int8(scheme: str, folder: Path) -> None:
     assert results["rows"][-1]["accuracy"] > results["rows"][-2]["accuracy"] - 0.1
 
 
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (
+            "sparsity = 0.3\ntile = [-1, -1]",
+            r"of 9,808 weights none would become 0 with .* in whole blocks of \[-1, -1\]",
+        ),
+        ("sparsity = 0.999999", "of 9,808 weights all would become 0 with sparsity = 0.999999"),
+    ],
+)
+def test_a_share_that_cannot_be_taken_is_refused(steps: str, message: str, folder: Path) -> None:
+    file = folder / "share.toml"
+    file.write_text(TRAIN.format(folder=folder) + f'[[step]]\nkind = "sparsify"\nscope = "local"\n{steps}\n')
+    with pytest.raises(UserError, match=message):
+        compress(read(file), folder / steps.replace("\n", ""))
+
+
+def test_blocks_as_long_as_a_layer_are_packed_and_on_no_array(folder: Path) -> None:
+    run, results = ran(folder, "filters", TERNARY.replace("[2, 2]", "[1, -1]") + SHIP)
+    assert "times less by 16 / (1 - s)" in notes(results)
+    assert "an array of" not in notes(results)
+    assert all(item.passed for item in check(run))
+
+
+def test_codes_that_fit_no_layer_are_told(folder: Path) -> None:
+    _, results = ran(folder, "uncoded", SHIP.replace("pack", "codes"))
+    assert "codes = true changes nothing" in notes(results)
+
+
 def test_images_that_do_not_determine_the_weights_are_refused_without_a_ridge(folder: Path) -> None:
     file = folder / "few.toml"
     file.write_text(TRAIN.format(folder=folder) + TRIMMED.replace("images = 128", "images = 4\nridge = 0.0") + SHIP)
-    with pytest.raises(UserError, match=r"net_trim: .* samples are of rank \d+, which does not determine its"):
+    with pytest.raises(UserError, match=r"net_trim: layer 0: .* samples are of rank \d+, which does not determine its"):
         compress(read(file), folder / "few")
 
 
@@ -298,6 +328,23 @@ def test_images_that_do_not_determine_the_weights_are_refused_without_a_ridge(fo
             r'codes = true .* format = "litert" is no ONNX',
         ),
         ('[[step]]\nkind = "quantize"\n' + SHIP.replace("pack", "codes"), r"codes = true .* quantize has made codes"),
+        (
+            TERNARY + '[[step.method]]\nkind = "share_weights"',
+            "ternary and share_weights each say which values weights have",
+        ),
+        (
+            SHARED + '[[step.method]]\nkind = "gradual"\nsparsity = 0.5',
+            "share_weights keeps its codes, and gradual would",
+        ),
+        (SHARED + '[[step.method]]\nkind = "keep_zeros"', "no value of 0 for what keep_zeros keeps: add zero = true"),
+        (
+            KEPT.replace("keep_zeros", "powers_of_two") + '[[step.method]]\nkind = "gradual"\nsparsity = 0.5',
+            'gradual takes weights that "powers_of_two" has fixed: list it before that',
+        ),
+        (
+            SHIP.replace("pack = true", "codes = true").replace("seconds", 'runtime = "openvino"\nseconds'),
+            r"codes = true makes 2-bit codes, which only ONNX Runtime takes",
+        ),
         (
             TERNARY + '[[step.method]]\nkind = "hesso"\nsparsity = 0.5',
             r'hesso follows the channels .* list it before "ternary"',

@@ -119,6 +119,20 @@ def test_it_keeps_its_promise_and_the_same_seed_gives_the_same_bytes(kind: str, 
     assert evaluate(made, TASK, tiny_split(100, seed=9)) > 0.4  # of four classes
 
 
+@pytest.mark.parametrize("kind", SPARSE)
+def test_zeros_have_no_sign(kind: str) -> None:
+    """-0 is another number to whoever stores bits: it would take as many as a weight."""
+    every = torch.cat([weight.flatten() for weight in weights(trained(kind))])
+    assert not bool(torch.signbit(every[every == 0]).any())
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_it_can_be_started_again_on_another_network(kind: str) -> None:
+    used = method(kind)
+    fit(network(kind), TASK, SPLIT, CONFIG, methods=[used])
+    assert same(fit(network(kind), TASK, SPLIT, CONFIG, methods=[used]), trained(kind))
+
+
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("last", [6, 13, 18])
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(kind: str, last: int, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Cost:
         nonzero: those that are not 0.
         macs: multiply-accumulates of one forward.
         effective_macs: those of them whose weight is not 0: what is left for a machine that skips the others, as few
-            runtimes do.
+            runtimes do. Where an operator has no weight of its own (attention as one module) all count.
         weight_bytes: the parameters as stored.
         peak_activation_bytes: the largest sum of tensors that are alive at once, over the operators in order. An
             element-wise operator or normalisation whose operand is not needed afterwards works in place, as it does in

@@ -1,12 +1,14 @@
 """Weights of few values kept as codes of 2 or 4 bits in the ONNX file itself, which the runtime turns into floats.
 
 A layer's weights fit where for each of its outputs they are whole multiples of one step: ternary ones (codes -1, 0, 1
-in 2 bits), and powers of two and others of up to 16 neighbouring multiples (4 bits). No bit of a weight is lost. What
-it costs is time: runtimes turn the codes into floats again at every run.
+in 2 bits), and powers of two and others of up to 16 neighbouring multiples (4 bits). No weight changes, but that a
+zero has no sign. What it costs is time: runtimes turn the codes into floats again at every run.
 """
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,12 +28,14 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 def on_grid(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32], int] | None:
     """Return a weight as whole multiples of one step for each output: the codes, the steps, and the bits of a code.
 
+    The step is an output's least magnitude, so a layer of which an output lacks the code 1 may not fit.
+
     Args:
         weight: of any shape, finite.
         axis: of the outputs.
 
     Returns:
-        Codes in the weight's shape, steps ``[outputs]``, 2 or 4; None where no 4 bits are enough to lose nothing.
+        Codes in the weight's shape, steps ``[outputs]``, 2 or 4; None where a weight would change or take more.
 
     >>> codes, steps, bits = on_grid(np.float32([[0.5, 0.0, -0.5], [0.25, -1.0, 1.0]]), 0)
     >>> codes.tolist(), steps.tolist(), bits
@@ -88,3 +92,14 @@ def few_bits_(network: ir.Model) -> dict[int, int]:
     if found:
         allow_codes_(graph, min(found))
     return found
+
+
+def stored_codes(path: Path) -> dict[int, int]:
+    """Return how many numbers an ONNX file holds in codes of how many bits."""
+    import onnx
+
+    types, found = {onnx.TensorProto.INT2: 2, onnx.TensorProto.INT4: 4}, dict.fromkeys(RANGES, 0)
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        if (bits := types.get(tensor.data_type)) is not None:
+            found[bits] += math.prod(tensor.dims)
+    return {bits: count for bits, count in found.items() if count}

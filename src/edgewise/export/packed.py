@@ -95,6 +95,7 @@ def decode(encoded: Encoded) -> Tensor:
     return _decoded(encoded.layout, np.frombuffer(encoded.stored, np.uint8), encoded.dtype, encoded.shape)
 
 
+FEW = 1  # numbers of a channel, which a scale of its own makes no smaller
 MANY = 4096  # numbers, from which on what an encoding says of itself is little beside them
 
 
@@ -103,9 +104,13 @@ def smallest(found: Tensor, tile: tuple[int, int] | None = None) -> Encoded:
 
     Args:
         found: the tensor.
-        tile: of a ternary tensor, whether to look for tiles of zeros too; see `Ternary`.
+        tile: of a ternary tensor, whether to look for tiles of zeros too; see `Ternary`. -1 is all of an axis.
     """
-    axes = (None, *range(min(2, found.dim())))
+    # A scale for each channel is worth its bytes where a channel has more than a few numbers.
+    axes = (None, *(axis for axis in range(min(2, found.dim())) if found.numel() > FEW * found.shape[axis]))
+    if tile is not None and found.dim() >= 2:
+        outputs, inputs = (size if side == -1 else side for side, size in zip(tile, found.shape, strict=False))
+        tile = (max(1, outputs), max(1, inputs))
     plain, ternary = _tried(found, Plain()), _tried(found, Ternary())
     # Of one line the first that fits is the smallest, or as good as that: a scale for all before one for each channel.
     ranked: list[list[Encoding]] = [[Ternary(tile)] if tile and ternary else [], [Codebook()], [Sparse(Codebook())]]

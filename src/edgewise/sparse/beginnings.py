@@ -7,7 +7,7 @@ weights passes on.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgewise.graph.trace import evaluating
-from edgewise.sparse.masks import Scope, apply_, keep_masks, prunable
+from edgewise.sparse.blocks import Tile
+from edgewise.sparse.masks import Scope, apply_, keep_masks, left, prunable
 from edgewise.train.forward import forward
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -67,7 +68,14 @@ def grasp(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> dict[str, T
     return {name: weight.detach() * hg for (name, weight), hg in zip(weights.items(), product, strict=True)}
 
 
-def synflow(model: nn.Module, shape: tuple[int, ...], sparsity: float, scope: Scope = "global") -> dict[str, Tensor]:
+def synflow(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    sparsity: float,
+    scope: Scope = "global",
+    tile: Tile | None = None,
+    exclude: Collection[str] = (),
+) -> dict[str, Tensor]:
     """Score weights by how much flows through them where all are positive; the ones that go on the way have -inf.
 
     ``w dR/dw`` with R the sum of the outputs for an input of ones, computed with ``|w|``; in 100 rounds, each on what
@@ -78,6 +86,8 @@ def synflow(model: nn.Module, shape: tuple[int, ...], sparsity: float, scope: Sc
         shape: of an image ``(C, H, W)``.
         sparsity: the share of the weights that will go, in (0, 1).
         scope: over which weights are ranked.
+        tile: whole blocks go.
+        exclude: the names of weights that stay, and do not count among those of which a share goes.
 
     Reference: Tanaka, Kunin, Yamins, Ganguli, Pruning Neural Networks Without Any Data by Iteratively Conserving
     Synaptic Flow, NeurIPS 2020, arXiv 2006.05467, algorithm 1.
@@ -94,10 +104,11 @@ def synflow(model: nn.Module, shape: tuple[int, ...], sparsity: float, scope: Sc
         for done in range(ROUNDS):
             found = torch.autograd.grad(network(ones).sum(), list(weights.values()))
             scores = {name: weight.detach() * g for (name, weight), g in zip(weights.items(), found, strict=True)}
-            scores = {name: found.masked_fill(~keep[name], -torch.inf) for name, found in scores.items()}
+            scores = left(scores, keep, tile)
             if done < ROUNDS - 1:  # the last ranking is the caller's
-                chosen = keep_masks(scores, 1 - (1 - sparsity) ** ((done + 1) / ROUNDS), scope)
-                keep = {name: keep[name] & chosen[name] for name in keep}
+                ranked = {name: found for name, found in scores.items() if name not in exclude}
+                chosen = keep_masks(ranked, 1 - (1 - sparsity) ** ((done + 1) / ROUNDS), scope, tile)
+                keep = {**keep, **{name: keep[name] & mask for name, mask in chosen.items()}}
                 apply_(weights, keep)
     return scores
 

@@ -62,7 +62,8 @@ class FlipOut:
     def span(self) -> tuple[float, float]:
         """The shares of the training at the first and at the last event."""
         apart = 1 / (self.events + 1)
-        return self.start or apart, self.end or max(1 - apart, (self.start or apart) + 1e-9)
+        start = self.start or apart
+        return start, self.end or (1 - apart if self.events > 1 else start + 1e-9)
 
 
 @final
@@ -83,10 +84,11 @@ class FlipOutPruning(Sparsifying):
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         """Find the weights and the events; no weight has flipped yet."""
+        self._signs = {}  # of what was trained before
         super().start(model, config, steps_per_epoch)
         self._parameters = list(model.parameters())
         self._noise = torch.empty(sum(map(Tensor.numel, self._parameters)), device=self._parameters[0].device)
-        self._flips = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+        self._flips = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in self.weights.items()}
         self._signs = {name: weight.detach().sign() for name, weight in self.weights.items()}
         self._spare = {name: torch.empty_like(weight) for name, weight in self.weights.items()}
         self._steps, self._step = config.epochs * steps_per_epoch, 0

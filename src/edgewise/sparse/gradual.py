@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgewise.errors import RecipeError
 from edgewise.sparse.blocks import Tile
 from edgewise.sparse.masking import Masking
-from edgewise.sparse.masks import Criterion, Scope, keep_masks, score
+from edgewise.sparse.masks import Criterion, Scope, keep_masks, left, score
 from edgewise.train.config import TrainConfig
 
 Curve = Literal["geometric", "cubic"]
@@ -141,8 +141,7 @@ class Sparsifying(Masking):
 
     def _take(self, sparsity: float) -> None:
         """Choose the weights of least score until so large a share is zero; what is zero is always among them."""
-        scored = self.scores(self.weights)
-        ranked = {name: scored[name].masked_fill(~keep, -torch.inf) for name, keep in self.keep.items()}
+        ranked = left(self.scores(self.weights), self.keep, self.tile)
         chosen = keep_masks(ranked, sparsity, self._scope, self.tile)
         self.choose({name: keep & chosen[name] for name, keep in self.keep.items()})
 

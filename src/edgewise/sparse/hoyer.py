@@ -83,7 +83,7 @@ class HoyerSparsity(Masking):
         if self._step == self._last:
             large = {name: weight.detach().abs() >= self.config.threshold for name, weight in self.weights.items()}
             for name, chosen in large.items():
-                if not bool(chosen.any()):
+                if bool(self.keep[name].any()) and not bool((chosen & self.keep[name]).any()):
                     raise TrainingDiverged(
                         f"hoyer: all weights of {name} are below {self.config.threshold:g} after step {self._step}; "
                         f"take a strength below {self.config.strength:g}"

@@ -140,6 +140,8 @@ def sparsify_layers(
         raise ValueError(f"{len(images)} images, rows {rows}, ridge {ridge}: at least 1, 1 and 0")
     images = images.to(home(model))
     chosen = _chosen(model, images, gamma, skip)
+    if not chosen:
+        raise ValueError("no layer is left to make sparse: skip fewer")
     network = copy.deepcopy(model)
     drawn = {name: _Draw(rows, len(images), seed + place) for place, name in enumerate(chosen)}
     with torch.no_grad():
@@ -151,7 +153,12 @@ def sparsify_layers(
                 now = _Draw(rows, len(images), seed + done)
                 _collect(network, images, {name: now})
             layer = _Layer(network, follow)
-            found.append(layer.sparsify(drawn.pop(name).x, now.x, share, form, rounds, support, ridge, iterations))
+            rows_of = drawn.pop(name).x
+            try:
+                row = layer.sparsify(rows_of, now.x, share, form, rounds, support, ridge, iterations)
+            except ValueError as error:
+                raise ValueError(f"layer {name}: {error}") from error
+            found.append(row)
             if progress is not None:
                 progress("nettrim", done + 1, len(chosen))
     return network, tuple(found)
@@ -353,7 +360,7 @@ class _Layer:
         kept = int(ours.weights.count_nonzero())
         largest = self._largest(kept, form)
         theirs = refit(x, y, self.matrix * largest, self.folded, omega=omega, ridge=ridge)
-        written = {"solved": ours, "magnitude": theirs, "better": min(ours, theirs, key=lambda found: found.error)}
+        written = {"solved": ours, "magnitude": theirs, "better": min(theirs, ours, key=lambda found: found.error)}
         self._write(written[support])
         return TrimmedLayer(
             layer=self.follow.name,

@@ -37,11 +37,13 @@ class Masking(TrainingMethod):
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Set what is zero to zero again, whatever moved it."""
+        """Set what is zero to zero again, whatever moved it: to +0, which is stored as nothing, and not to -0."""
         self.only_kept(self.weights)
+        if self.weights:
+            torch._foreach_add_(list(self.weights.values()), 0.0)
 
     def only_kept(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the entries of tensors to zero, in place, that belong to weights that are zero.
+        """Multiply the entries of tensors by zero, in place, that belong to weights that are zero.
 
         Args:
             tensors: some of them, by the weights' names, each of its weight's shape.

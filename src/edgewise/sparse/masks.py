@@ -84,6 +84,23 @@ def keep_masks(scores: Tensors, sparsity: float, scope: Scope, tile: Tile | None
     return masks if tile is None else {name: spread(masks[name], scores[name].shape, tile) for name in scores}
 
 
+def left(scores: Tensors, keep: Tensors, tile: Tile | None = None) -> dict[str, Tensor]:
+    """Rank what is gone already: its scores are 0, and those of blocks in which nothing is left -inf, so that they go.
+
+    Args:
+        scores: of all weights, by name.
+        keep: where one is left.
+        tile: of the blocks that go as a whole; without one each weight is its own.
+    """
+    found = {}
+    for name, scored in scores.items():
+        alive = keep[name]
+        if tile is not None:
+            alive = spread(block_sums(alive, tile, name) > 0, tuple(scored.shape), tile)
+        found[name] = scored.masked_fill(~keep[name], 0).masked_fill(~alive, -torch.inf)
+    return found
+
+
 def keep_n_of_m(scores: Tensors, n: int, m: int) -> dict[str, Tensor]:
     """Choose n weights of every m neighbouring inputs, at each output and kernel position: those of highest score.
 
