@@ -230,7 +230,8 @@ def _measure(context: Context, place: Place, config: Measure) -> Result:
     if ours.runtime != dense.runtime:
         notes.append(f"speeds are those of {ours.runtime} beside the dense float network in {dense.runtime}")
     if ours.file_bytes >= dense.file_bytes:
-        notes.append(f"NOT SMALLER than the dense float file: {ours.file_bytes} of {dense.file_bytes} bytes")
+        packed = ", only the packed one is" if (place.before / network.PACKED).exists() else ""
+        notes.append(f"NOT SMALLER than the dense float file: {ours.file_bytes} of {dense.file_bytes} bytes{packed}")
     measurements = [{**dense.to_dict(), "artifact": f"{DENSE}/{ARTIFACT}"}, {**ours.to_dict(), "artifact": file.name}]
     figures = {"latency_s": ours.latency_s, "resident_bytes": ours.resident_bytes}
     return {

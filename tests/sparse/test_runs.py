@@ -145,6 +145,8 @@ def test_ternary_blocks_are_packed_read_back_and_counted_on_the_array(folder: Pa
         results
     )
     assert "times less by 16 / (1 - s)" in notes(results)
+    assert "NOT SMALLER than the dense float file" in notes(results)
+    assert "bytes, only the packed one is" in notes(results)
     assert f"read back in a new process: accuracy {format_fraction(row['accuracy'])}, every bit" in notes(results)
     effective = sum(
         layer["before"]["macs"] * float(module.weight.count_nonzero()) / module.weight.numel()
