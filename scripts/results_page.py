@@ -165,6 +165,7 @@ def chart(record: dict[str, Any]) -> str:
     ]
     what, _ = RELATIVE[cost]
     spec = families(points, f"Accuracy against {what}.", cost)
+    spec["config"]["legend"] = {"columnPadding": 40}  # names are measured in another font than they are drawn in
     text = json.dumps({**spec, "width": 720, "background": "white", "title": f"accuracy against {what}"})
     for name, colour in INK.items():
         text = text.replace(f"var(--{name})", colour)

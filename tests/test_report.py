@@ -164,7 +164,7 @@ def test_zeros_among_the_params_are_told() -> None:
     results["rows"][2]["effective_macs"] = 5_000_000
     text = read((results, manifest)).text
     assert "0.44×, 40.0 k not zero" in text
-    assert "0.40×, 5.00 M by weights that are not zero" in text
+    assert "0.40×, 5.00 M effective" in text
 
 
 def test_what_is_unknown_is_a_dash() -> None:

@@ -120,6 +120,7 @@ def render(results: Row, manifest: Row) -> str:
         layer_choices={column: name for column, (name, _) in charts.LAYER_COST.items()},
         step_columns=[name for name, _ in STEP_COLUMNS.values()],
         steps=[_step(row, rows[max(i - 1, 0)], rows[0]) for i, row in enumerate(rows)],
+        sparse=any(row.get("effective_macs", row["macs"]) < row["macs"] for row in results["rows"]),
         latencies=_latencies(measurements),
         sensitivity=[_curve(group, curve) for group, curve in sensitivity.items()],
         tried=[_candidate(row) for rows in results.get("tried", {}).values() for row in rows],
@@ -238,7 +239,7 @@ def _limits(results: Row) -> dict[str, float]:
 
 
 # Of a column of the step table, what is left of it without zeros, and how that reads.
-SPARSE = {"params": ("nonzero", "not zero"), "macs": ("effective_macs", "by weights that are not zero")}
+SPARSE = {"params": ("nonzero", "not zero"), "macs": ("effective_macs", "effective")}
 
 
 def _step(row: Row, before: Row, dense: Row) -> dict[str, Any]:
