@@ -166,7 +166,15 @@ def chart(record: dict[str, Any]) -> str:
     what, _ = RELATIVE[cost]
     spec = families(points, f"Accuracy against {what}.", cost)
     spec["config"]["legend"] = {"columnPadding": 40}  # names are measured in another font than they are drawn in
-    text = json.dumps({**spec, "width": 720, "background": "white", "title": f"accuracy against {what}"})
+    text = json.dumps(
+        {
+            **spec,
+            "width": 760,
+            "padding": {"left": 4, "top": 4, "bottom": 4, "right": 60},
+            "background": "white",
+            "title": f"accuracy against {what}",
+        }
+    )
     for name, colour in INK.items():
         text = text.replace(f"var(--{name})", colour)
     svg: str = vl_convert.vegalite_to_svg(text)
