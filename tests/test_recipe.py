@@ -139,7 +139,8 @@ def test_ternary_weights_and_the_pe_lasso_are_methods(tmp_path: Path) -> None:
         '[[step.method]]\nkind = "ternary"\nvariant = "gaussian"\nfloat_layers = "none"\n'
         '[[step.method]]\nkind = "pe_lasso"\ntile = [4, -1]\nstrength = 1e-4'
     )
-    kept = GOOD.replace('kind = "distill"', 'kind = "keep_zeros"\n[[step.method]]\nkind = "distill"')
+    later = "\n[[step.method]]\n".join(f'kind = "{kind}"' for kind in ("keep_zeros", "ternary", "distill"))
+    kept = GOOD.replace('kind = "distill"', later)
     text = kept.replace("epochs = 3", f"epochs = 3\n{methods}")
     recipe = read(write(tmp_path, text))
     ternary, lasso = recipe.step[0].method

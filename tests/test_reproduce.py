@@ -98,6 +98,7 @@ def test_the_record_has_what_was_published_and_what_was_measured(done: Path) -> 
             "macs_cut": None,
             "memory_cut": None,
             "file_cut": None,
+            "weights_ratio": None,
             "visible_params_cut": None,
             "visible_macs_cut": None,
             "latency_s": None,
