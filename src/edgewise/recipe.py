@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,6 +37,35 @@ from edgewise.sparse.hoyer import HoyerSquare
 from edgewise.sparse.keep_zeros import KeepZeros
 from edgewise.sparse.pe import PeLasso
 from edgewise.train.config import TrainConfig
+
+ZEROING = (Gradual, FlipOut, HoyerSquare, PeLasso)  # methods that make single weights zero
+VALUED = (Ternary, ShareWeights, PowersOfTwo)  # methods that leave weights of few values
+
+
+def _check_together(methods: Sequence[Any]) -> None:
+    """Refuse methods that undo one another in one training, or in the order that they are listed in.
+
+    Raises:
+        ValueError: which ones, and what to do.
+    """
+    of = {type(method): place for place, method in enumerate(methods)}
+    few = [method.kind for method in methods if isinstance(method, VALUED)]
+    if len(few) > 1:
+        raise ValueError(f"{' and '.join(few)} each say which values weights have: take one")
+    shared = next((method for method in methods if isinstance(method, ShareWeights)), None)
+    for place, method in enumerate(methods):
+        if isinstance(method, ZEROING) and shared:
+            raise ValueError(
+                f"share_weights keeps its codes, and {method.kind} would take weights from them: train twice"
+            )
+        if isinstance(method, ZEROING) and of.get(PowersOfTwo, place) < place:
+            raise ValueError(f'{method.kind} takes weights that "powers_of_two" has fixed: list it before that')
+        if isinstance(method, KeepZeros) and shared and shared.values == "kmeans" and not shared.zero:
+            raise ValueError("share_weights has no value of 0 for what keep_zeros keeps: add zero = true")
+        if isinstance(method, Hesso | Dhspg) and of.get(Ternary, place) < place:
+            raise ValueError(
+                f'{method.kind} follows the channels through the network as it is: list it before "ternary"'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,23 +98,7 @@ class Train(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        kinds: list[str] = [method.kind for method in self.method]
-        few = [kind for kind in kinds if kind in ("ternary", "share_weights", "powers_of_two")]
-        if len(few) > 1:
-            raise ValueError(f"{' and '.join(few)} each say which values weights have: take one")
-        makes = next((kind for kind in kinds if kind in ("gradual", "flipout", "hoyer", "pe_lasso")), "")
-        if "share_weights" in kinds and makes:
-            raise ValueError(f"share_weights keeps its codes, and {makes} would take weights from them: train twice")
-        if "powers_of_two" in kinds and makes and kinds.index("powers_of_two") < kinds.index(makes):
-            raise ValueError(f'{makes} takes weights that "powers_of_two" has fixed: list it before that')
-        shared = next((method for method in self.method if isinstance(method, ShareWeights)), None)
-        if shared and "keep_zeros" in kinds and shared.values == "kmeans" and not shared.zero:
-            raise ValueError("share_weights has no value of 0 for what keep_zeros keeps: add zero = true")
-        late = next(
-            (kind for kind in kinds if kind in ("hesso", "dhspg") and "ternary" in kinds[: kinds.index(kind)]), ""
-        )
-        if late:
-            raise ValueError(f'{late} follows the channels through the network as it is: list it before "ternary"')
+        _check_together(self.method)
 
     @property
     def distils(self) -> bool:
@@ -110,13 +123,12 @@ class Train(TrainConfig):
     @property
     def values(self) -> str:
         """The kind of the method that leaves weights of few values, if there is one."""
-        few = (method.kind for method in self.method if isinstance(method, Ternary | ShareWeights | PowersOfTwo))
-        return next(few, "")
+        return next((method.kind for method in self.method if isinstance(method, VALUED)), "")
 
     @property
     def makes_zeros(self) -> bool:
         """Whether single weights become zero."""
-        return any(isinstance(method, Gradual | FlipOut | HoyerSquare | PeLasso) for method in self.method)
+        return any(isinstance(method, ZEROING) for method in self.method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +142,7 @@ class Export:
             codes, codebooks, bitmaps of what is not zero. `file_bytes` is that file's then. No runtime computes on it;
             ``edgewise export RUN OUT.onnx`` makes one of it that they do.
         codes: keep weights of few values as codes of 2 or 4 bits in the ONNX file itself: ternary ones, powers of two
-            of 3 bits. It is smaller, no bit of a weight is lost, and it is slower, which the measure step says.
+            of 3 bits. It is smaller, no weight changes, and it is slower, which the measure step says.
     """
 
     kind: Literal["export"] = "export"

@@ -34,9 +34,14 @@ def sparsify_step(context: Context, place: Place, config: Sparsify) -> Result:
     model = network.load(place.before)
     keep = _keep(context, place, config, model)
     gone, count = sum(int((~mask).sum()) for mask in keep.values()), sum(mask.numel() for mask in keep.values())
+    if not count:
+        raise UserError("sparsify: no layer is left to take weights from: exclude fewer")
     if gone in (0, count):
-        taken = "none" if count else "no layer is left to take any of; exclude fewer: none"
-        raise UserError(f"sparsify: of {count:,} weights {'all' if gone else taken} would become 0{_how(config)}")
+        whole = f" in whole blocks of {list(config.tile)}" if config.tile else ""
+        raise UserError(
+            f"sparsify: of {count:,} weights {'all' if gone else 'none'} would become 0 with sparsity = "
+            f"{config.sparsity}{whole}: take another"
+        )
     sparse = masked(model, keep)
     checks = [compare_masked(sparse, model)]
     require(checks)
@@ -45,12 +50,6 @@ def sparsify_step(context: Context, place: Place, config: Sparsify) -> Result:
         f"{gone:,} of {count:,} weights of convolutions and linear layers are 0, stored and computed with as before"
     ]
     return {"row": row(context, sparse), "checks": dicts(checks), "notes": notes}
-
-
-def _how(config: Sparsify) -> str:
-    """Say what may be changed where a share cannot be taken."""
-    whole = f" in whole blocks of {list(config.tile)}" if config.tile else ""
-    return f" with sparsity = {config.sparsity}{whole}: take another" if config.sparsity else ""
 
 
 def net_trim_step(context: Context, place: Place, config: NetTrim) -> Result:

@@ -281,6 +281,7 @@ def test_zeros_are_codes_of_zero_in_int8(scheme: str, folder: Path) -> None:
             "sparsity = 0.3\ntile = [-1, -1]",
             r"of 9,808 weights none would become 0 with .* in whole blocks of \[-1, -1\]",
         ),
+        ('sparsity = 0.5\nexclude = ["0", "3.a", "3.b", "7"]', "no layer is left to take weights from: exclude fewer"),
         ("sparsity = 0.999999", "of 9,808 weights all would become 0 with sparsity = 0.999999"),
     ],
 )

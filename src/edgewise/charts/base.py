@@ -60,9 +60,9 @@ def amount(columns: Iterable[str] = (), logarithms: Sequence[str] = ()) -> str:
     unit = f"({json.dumps(units)})[quantity]" if units else "'s'"
     value = f"(indexof({json.dumps(logarithms)}, quantity) >= 0 ? pow(10, datum.value) : datum.value)"
     value = value if logarithms else "datum.value"
-    amount = f"replace(format({value}, '{'.2~s' if logarithms else '~s'}'), /([^0-9.]?)$/, ' $1') + {unit}"
+    text = f"replace(format({value}, '{'.2~s' if logarithms else '~s'}'), /([^0-9.]?)$/, ' $1') + {unit}"
     shares = [c for c in units if c.endswith("_ratio")]
-    return f"indexof({json.dumps(shares)}, quantity) >= 0 ? format({value}, '.0%') : {amount}" if shares else amount
+    return f"indexof({json.dumps(shares)}, quantity) >= 0 ? format({value}, '.0%') : {text}" if shares else text
 
 
 def tooltip(*fields: str) -> list[alt.Tooltip]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from edgewise.charts.base import (
     CHOSEN,
@@ -21,9 +21,6 @@ from edgewise.charts.base import (
     tooltip,
 )
 from edgewise.units import format_fraction
-
-if TYPE_CHECKING:
-    pass
 
 BUBBLE_AREA = 2000.0  # px² of the largest file's bubble; areas are in proportion to the bytes
 HOLLOW_AREA = 60.0  # px² where there is no file

@@ -42,29 +42,23 @@ def on_grid(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], N
     ([[1, 0, -1], [1, -4, 4]], [0.5, 0.25], 4)
     >>> on_grid(np.float32([[0.1, 0.25]]), 0)
     """
-    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-    sizes = np.abs(rows)
-    steps = np.where(sizes > 0, sizes, np.inf).min(axis=1)
-    steps = np.where(np.isfinite(steps), steps, 1).astype(np.float32)
-    spread = np.moveaxis(
-        np.broadcast_to(steps[:, None], rows.shape).reshape(np.moveaxis(weight, axis, 0).shape), 0, axis
-    )
+    others = tuple(place for place in range(weight.ndim) if place != axis)
+    least = np.where(weight != 0, np.abs(weight), np.inf).min(axis=others)
+    steps = np.where(np.isfinite(least), least, 1).astype(np.float32)
+    spread = np.expand_dims(steps, others)
     with np.errstate(over="ignore"):
         codes = np.rint(weight / spread)
-    for bits, (least, most) in RANGES.items():
-        if codes.min() >= least and codes.max() <= most and np.array_equal(codes * spread, weight):
+    for bits, (low, high) in RANGES.items():
+        if codes.min() >= low and codes.max() <= high and np.array_equal(codes * spread, weight):
             return codes.astype(np.int8), steps, bits
     return None
 
 
-def few_bits_(network: ir.Model) -> dict[int, int]:
-    """Keep the weights of an ONNX model that fit as codes, in place.
+def few_bits_(network: ir.Model) -> None:
+    """Keep the weights of an ONNX model that fit as codes, in place; `stored_codes` says of the file which those are.
 
     Args:
         network: float32, as `edgewise.export.onnx` makes it.
-
-    Returns:
-        How many weights have codes of how many bits.
 
     Raises:
         ModelError: an operator means something else in the opset that has such codes.
@@ -73,7 +67,6 @@ def few_bits_(network: ir.Model) -> dict[int, int]:
     import onnx_ir as ir
 
     graph, types = network.graph, {2: ml_dtypes.int2, 4: ml_dtypes.int4}
-    found: dict[int, int] = {}
     for node in list(graph):
         value = operand(node, 1) if node.op_type in WEIGHTED else None
         weight = known(value)
@@ -88,10 +81,7 @@ def few_bits_(network: ir.Model) -> dict[int, int]:
         floats = ir.node("DequantizeLinear", [stored, scale], {"axis": axis})
         graph.insert_before(node, floats)
         node.replace_input_with(1, floats.outputs[0])
-        found[bits] = found.get(bits, 0) + weight.size
-    if found:
-        allow_codes_(graph, min(found))
-    return found
+        allow_codes_(graph, bits)
 
 
 def stored_codes(path: Path) -> dict[int, int]:

@@ -95,7 +95,6 @@ def decode(encoded: Encoded) -> Tensor:
     return _decoded(encoded.layout, np.frombuffer(encoded.stored, np.uint8), encoded.dtype, encoded.shape)
 
 
-FEW = 1  # numbers of a channel, which a scale of its own makes no smaller
 MANY = 4096  # numbers, from which on what an encoding says of itself is little beside them
 
 
@@ -106,8 +105,8 @@ def smallest(found: Tensor, tile: tuple[int, int] | None = None) -> Encoded:
         found: the tensor.
         tile: of a ternary tensor, whether to look for tiles of zeros too; see `Ternary`. -1 is all of an axis.
     """
-    # A scale for each channel is worth its bytes where a channel has more than a few numbers.
-    axes = (None, *(axis for axis in range(min(2, found.dim())) if found.numel() > FEW * found.shape[axis]))
+    # Channels of one number each are no smaller with a scale each.
+    axes = (None, *(axis for axis in range(min(2, found.dim())) if found.numel() > found.shape[axis]))
     if tile is not None and found.dim() >= 2:
         outputs, inputs = (size if side == -1 else side for side, size in zip(tile, found.shape, strict=False))
         tile = (max(1, outputs), max(1, inputs))

@@ -109,9 +109,9 @@ def _trimmed(dense: Arm, again: tuple[str, ...], gammas: tuple[float, ...], comp
     """
 
     def arm(name: str, gamma: float, *changes: str, trained: bool = False) -> Arm:
-        last = again if trained else ("step.2=",)
+        last, after = (again, ", trained again") if trained else (("step.2=",), "")
         settings = (*last, f"step.1.gamma={gamma}", *changes)
-        return _from(dense, "net-trim", f"{name} {gamma}{', trained again' if trained else ''}", *settings, series=name)
+        return _from(dense, "net-trim", f"{name} {gamma}{after}", *settings, series=name + after)
 
     magnitude = "step.1.support=magnitude"
     return (
@@ -248,9 +248,7 @@ WEIGHTS: dict[str, System] = {
                 setting="ResNet-18, ImageNet, by 16 / (1 - s)", accuracy_note="1.74 points less", weights_ratio=21.0
             ),
         ),
-        arms=(
-            *_pe_ternary(_dense("resnet18", "step.0.epochs=100"), ("step.1.epochs=60",), sparsity=0.25, compared=0.5),
-        ),
+        arms=_pe_ternary(_dense("resnet18", "step.0.epochs=100"), ("step.1.epochs=60",), sparsity=0.25, compared=0.5),
         small=_pe_ternary(
             _dense("resnet20", *SMALL, *COSINE, "step.0.epochs=10"), ("step.1.epochs=4",), sparsity=0.25, compared=0.4
         ),
