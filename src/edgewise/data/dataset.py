@@ -1,19 +1,23 @@
-"""What a data set is once it is loaded: images as bytes, whole in memory."""
+"""What a data set is once it is loaded: images and what is known about them, whole in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Kind = Literal["classification", "detection", "steganalysis"]
+
 
 @dataclass(frozen=True)
 class Split:
-    """Images and their labels.
+    """Images and their labels; what both mean is for the task to say.
 
     Args:
-        images: uint8 [N, C, H, W].
-        labels: int64 [N], in [0, classes).
+        images: [N, C, H, W], or [N, K, C, H, W] where K images belong together; uint8, or float32 where bytes would
+            round away what is looked for.
+        labels: [N, ...]: a class int64 [N], or boxes float32 [N, M, 5].
     """
 
     images: Tensor
@@ -21,6 +25,16 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def part(self, index: Tensor | slice) -> "Split":
+        """Return some of the images with their labels.
+
+        Args:
+            index: int64 [n], on any device; or a slice, which copies nothing.
+        """
+        if isinstance(index, Tensor):
+            return Split(self.images[index.to(self.images.device)], self.labels[index.to(self.labels.device)])
+        return Split(self.images[index], self.labels[index])
 
     def to(self, device: str | torch.device) -> "Split":
         """Return the split on a device; the same tensors where they lie there already."""
@@ -33,7 +47,7 @@ class Dataset:
 
     Args:
         name: what to call it where people read.
-        classes: their names; a label is an index of this tuple.
+        classes: their names; a label, or the class of a box, is an index of this tuple.
         train: what networks learn from.
         held: taken out of the training images, for every choice that a method makes.
         test: only ever reported.
@@ -42,6 +56,7 @@ class Dataset:
         checksum: ``sha256:`` and the hash of every image and label as decoded and resized; the share that is held
             out does not change it.
         note: what a reader of its figures must know, or empty.
+        kind: of its labels, by which the task is found: `edgewise.tasks.task_of`.
     """
 
     name: str
@@ -53,16 +68,17 @@ class Dataset:
     std: tuple[float, ...]
     checksum: str
     note: str = ""
+    kind: Kind = "classification"
 
     @property
     def channels(self) -> int:
         """Count the channels of an image."""
-        return self.train.images.shape[1]
+        return self.train.images.shape[-3]
 
     @property
     def size(self) -> int:
         """Return the side of an image in pixels; images are square."""
-        return self.train.images.shape[2]
+        return self.train.images.shape[-2]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -74,7 +90,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """Compute (image / 255 - mean) / std.
 
     Args:
-        images: uint8 [N, C, H, W].
+        images: [N, C, H, W], of 0 to 255, uint8 or float32.
         mean: one number per channel, of images in [0, 1].
         std: likewise, each above 0.
 

@@ -125,15 +125,23 @@ class Judge:
     @cached_property
     def inputs(self) -> Tensor:
         """All images, those that calibrate first ``[N, C, H, W]``."""
-        parts = (self.calibration.to(self.device), self.held.to(self.device))
-        found = [self.task.batch(part, torch.arange(len(part), device=self.device), augment=False)[0] for part in parts]
-        return image_layout(torch.cat(found)).to(self.dtype)
+        found = torch.cat([self._whole(self.calibration)[0], self._whole(self.held)[0]])
+        return image_layout(found).to(self.dtype)
 
     @cached_property
     def targets(self) -> Tensor:
         """The targets of the held-out images."""
-        held = self.held.to(self.device)
-        return self.task.batch(held, torch.arange(len(held), device=self.device), augment=False)[1]
+        return self._whole(self.held)[1]
+
+    @cached_property
+    def calibrating(self) -> int:
+        """How many of the inputs calibrate."""
+        return len(self.inputs) - len(self.targets)
+
+    def _whole(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Return all inputs and targets of a split."""
+        split = split.to(self.device)
+        return self.task.batch(split, torch.arange(len(split), device=self.device), augment=False)
 
     def accuracy(self, model: nn.Module) -> float:
         """Return the task's metric of a network once its statistics are those of the calibration images.
@@ -150,11 +158,11 @@ class Judge:
     def passing(self, model: nn.Module) -> Callable[[], Tensor]:
         """Return the function that sends all images through a network; the network is left as it was."""
         network, inputs = prepared(model, self.device, self.dtype), self.inputs
-        return lambda: one_pass(network, inputs, len(self.calibration))
+        return lambda: one_pass(network, inputs, self.calibrating)
 
     def metric(self, outputs: Tensor) -> float:
         """Measure the outputs of one pass of all images."""
-        return self.task.metric(outputs[len(self.calibration) :].float(), self.targets)
+        return self.task.metric(self.task.answers(outputs[self.calibrating :].float()), self.targets)
 
 
 def prepared(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -213,15 +221,14 @@ def make_judge(
     generator = torch.Generator().manual_seed(mixed_seed(seed))
     first, then = _drawn(train, calibration, generator), _drawn(held, images, generator)
     dtype = torch.bfloat16 if arithmetic == "bfloat16" or (arithmetic == "auto" and _has_bfloat16(device)) else None
-    example = torch.empty(1, *train.images.shape[1:])
+    example = torch.empty(1, *train.images.shape[-3:])
     needed = cost_of(trace(model, example)).peak_activation_bytes * (len(first) + len(then)) * COPIES
     at_once = (needed / 2 if dtype else needed) <= MEMORY * _memory_bytes(device)
     return Judge(task, first, then, device, dtype or torch.float32, at_once)
 
 
 def _drawn(split: Split, count: int, generator: torch.Generator) -> Split:
-    chosen = torch.randperm(len(split), generator=generator)[:count].to(split.images.device)
-    return Split(split.images[chosen], split.labels[chosen])
+    return split.part(torch.randperm(len(split), generator=generator)[:count])
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -3,16 +3,25 @@
 from typing import Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgewise.data import Split
-from edgewise.tasks.classification import Classification
+from edgewise.tasks.classification import Classification, same_class
 
-__all__ = ["Classification", "Task"]
+__all__ = ["Classification", "Task", "same_class"]
 
 
 class Task(Protocol):
-    """What the training loop and the methods know of a task; they never ask which it is."""
+    """What the training loop and the methods know of a task; they never ask which it is.
+
+    A network returns one tensor of ``outputs``, which the loss takes. What is made of them on the device, such as the
+    boxes that a detector found, are the ``answers``, which the metric takes; a classifier's are its logits.
+    """
+
+    @property
+    def metric_name(self) -> str:
+        """What the metric is called where people read it, such as "accuracy"."""
+        ...
 
     def trained_with(
         self, *, label_smoothing: float, augment: tuple[str, ...], cutout_size: float, mixup_alpha: float
@@ -38,13 +47,14 @@ class Task(Protocol):
         """Gather images and make them ready for the network, on the split's device.
 
         Args:
-            split: the images, uint8 [N, C, H, W].
+            split: the images.
             index: int64 [B], which of them.
             augment: whether to augment them.
             generator: where augmentation draws from, on the split's device; None is torch's global one.
 
         Returns:
-            Inputs, float32 [B, C, H, W], and targets as `loss` takes them.
+            Inputs, float32 [B, C, H, W] (more than there are indices where images belong together), and targets
+            [B, ...] as `loss` and `metric` take them.
         """
         ...
 
@@ -52,6 +62,26 @@ class Task(Protocol):
         """Compute the mean loss of a batch, a float32 scalar."""
         ...
 
-    def metric(self, outputs: Tensor, targets: Tensor) -> float:
-        """Compute how good the outputs of a whole split are; higher is better."""
+    def answers(self, outputs: Tensor) -> Tensor:
+        """Return what the device makes of outputs [B, ...]; answers, which a file may give, stay as they are."""
+        ...
+
+    def metric(self, answers: Tensor, targets: Tensor) -> float:
+        """Compute how good the answers of a whole split are, a fraction; higher is better."""
+        ...
+
+    def agreement(self, found: Tensor, expected: Tensor) -> float:
+        """Compute the share of the expected answers that are among those found, whatever their quality."""
+        ...
+
+    def check_network(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+        """Refuse a network whose outputs the loss cannot take.
+
+        Raises:
+            ModelError: the forward raised, or returned something else.
+        """
+        ...
+
+    def tail(self) -> nn.Module | None:
+        """Return the module that makes answers of outputs, to be appended to the file that is shipped; if any."""
         ...

@@ -4,13 +4,22 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgewise.data import Split, crop, cutout, flip, mixup, normalize
 from edgewise.errors import DataError, ModelError, nearest
 
 AUGMENTATIONS = ("crop", "flip", "cutout", "mixup")
+
+
+def same_class(found: Tensor, expected: Tensor) -> float:
+    """Compute the share of rows of logits [N, classes] whose largest is at the same place.
+
+    >>> same_class(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([[0.1, 0.0], [0.1, 0.0]]))
+    0.5
+    """
+    return (found.argmax(1) == expected.argmax(1)).double().mean().item()
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,16 @@ class Classification:
         # In float32 also under autocast: a log-softmax in bfloat16 has two decimal digits.
         return F.cross_entropy(outputs.float(), targets, label_smoothing=self.label_smoothing)
 
-    def metric(self, outputs: Tensor, targets: Tensor) -> float:
+    @property
+    def metric_name(self) -> str:
+        """What the metric is called."""
+        return "accuracy"
+
+    def answers(self, outputs: Tensor) -> Tensor:
+        """Return the logits as they are."""
+        return outputs
+
+    def metric(self, answers: Tensor, targets: Tensor) -> float:
         """Compute the accuracy: the fraction of rows of logits [N, classes] whose largest is at the label [N].
 
         Raises:
@@ -131,10 +149,24 @@ class Classification:
         >>> task.metric(torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1, 1, 1]))
         0.75
         """
-        self._check_outputs(outputs, targets)
-        if not bool(outputs.isfinite().all()):
+        self._check_outputs(answers, targets)
+        if not bool(answers.isfinite().all()):
             raise ModelError("the network's outputs hold NaN or infinity; they have no accuracy")
-        return float((outputs.argmax(dim=1) == targets).double().mean())
+        return float((answers.argmax(dim=1) == targets).double().mean())
+
+    def agreement(self, found: Tensor, expected: Tensor) -> float:
+        """Compute the share of rows of logits [N, classes] that give the same class."""
+        return same_class(found, expected)
+
+    def check_network(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+        """Refuse a network that does not return logits [N, classes]."""
+        from edgewise.models import check_output  # it imports what trains, which imports tasks
+
+        check_output(model, input_shape, self.classes)
+
+    def tail(self) -> nn.Module | None:
+        """Return nothing: logits are what is shipped."""
+        return None
 
     def _check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
         if outputs.shape != (len(targets), self.classes):

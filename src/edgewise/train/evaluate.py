@@ -44,10 +44,10 @@ def evaluate(
     split = split.to(device)
     if home(model) != device:
         model = copy.deepcopy(model).to(device)
-    outputs, targets = [], []
+    answers, targets = [], []
     with torch.no_grad(), evaluating(model), autocast(device, precision):
         for index in torch.split(torch.arange(len(split), device=device), batch):
             inputs, wanted = task.batch(split, index, augment=False)
-            outputs.append(forward(model, image_layout(inputs)).float())
+            answers.append(task.answers(forward(model, image_layout(inputs)).float()))
             targets.append(wanted)
-    return task.metric(torch.cat(outputs), torch.cat(targets))
+    return task.metric(torch.cat(answers), torch.cat(targets))

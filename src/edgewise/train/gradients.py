@@ -53,8 +53,8 @@ def gradients(
     parameters = dict(network.named_parameters())
     for index in torch.split(chosen[: len(chosen) - len(chosen) % batch], batch):
         with reproducible(device), evaluating(network), torch.enable_grad():
-            part = Split(split.images[index.to(split.images.device)], split.labels[index.to(split.labels.device)])
-            inputs, targets = task.batch(part.to(device), torch.arange(len(index), device=device), augment=False)
+            part = split.part(index).to(device)
+            inputs, targets = task.batch(part, torch.arange(len(index), device=device), augment=False)
             loss = task.loss(forward(network, image_layout(inputs)), targets)
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         yield {name: grad for name, grad in zip(parameters, found, strict=True) if grad is not None}

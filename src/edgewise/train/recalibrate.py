@@ -71,8 +71,8 @@ def recalibrate(
         if norms:
             # Drawn and gathered on the CPU, so that every device measures on the same images.
             generator = torch.Generator().manual_seed(mixed_seed(seed))
-            chosen = torch.randperm(len(split), generator=generator)[: images - images % batch].to(split.images.device)
-            _measure(network, norms, task, Split(split.images[chosen], split.labels[chosen]).to(device), batch)
+            chosen = torch.randperm(len(split), generator=generator)[: images - images % batch]
+            _measure(network, norms, task, split.part(chosen).to(device), batch)
     return network.to(home(model))
 
 
