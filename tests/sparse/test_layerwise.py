@@ -13,7 +13,7 @@ from edgewise.errors import ModelError, UnknownName
 from edgewise.models import build
 from edgewise.sparse import sparsify_layers
 from edgewise.sparse.follow import followed
-from edgewise.sparse.layerwise import output_lengths, patches
+from edgewise.sparse.layerwise import Support, output_lengths, patches
 
 FAST = {"gamma": 0.1, "iterations": 300}
 
@@ -338,3 +338,14 @@ def test_the_baseline_and_the_better_of_both_are_written_when_asked_for() -> Non
     with torch.no_grad():
         ours, theirs = first(x).relu(), net.get_submodule(solved[0].layer)(x).relu()
     assert float((ours - theirs).norm() / theirs.norm()) == pytest.approx(magnitude[0].error, rel=1e-3)
+
+
+@pytest.mark.parametrize("support", ["solved", "magnitude"])
+def test_zeros_have_no_sign_that_a_packed_file_would_keep(support: Support) -> None:
+    # A masked negative weight is -0.0, and so is a zero divided by a BatchNorm's negative scale.
+    small, _ = sparsify_layers(convnet(), images(), gamma=0.1, iterations=300, support=support)
+    for module in small.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            gone = module.weight[module.weight == 0]
+            assert len(gone)
+            assert not torch.signbit(gone).any()

@@ -398,7 +398,8 @@ class _Layer:
         """Write the weights that fold to these, and the bias."""
         weights = found.weights.mT.reshape(len(self.scale), -1)
         divisor = torch.where(self.scale == 0, 1.0, self.scale)[:, None]
-        self.module.weight.copy_((weights / divisor).reshape(self.module.weight.shape))
+        unfolded = weights / divisor + 0.0  # a zero that was masked or divided may be -0.0, which packs as a value
+        self.module.weight.copy_(unfolded.reshape(self.module.weight.shape))
         if self.bias is not None:
             self.bias.copy_(found.bias.reshape(-1) - self.shift)
 
