@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from edgewise.cost import cost_of
 from edgewise.cost.budget import Limit
-from edgewise.data import Dataset, Split, normalize
+from edgewise.data import Dataset, Split
 from edgewise.export.network import Builder
+from edgewise.export.tail import append_tail
 from edgewise.export.verify import Check, outputs
 from edgewise.files import read_json
 from edgewise.graph import trace
@@ -22,11 +24,13 @@ from edgewise.progress import Progress
 from edgewise.prune.candidates import CARE
 from edgewise.prune.config import Prune
 from edgewise.recipe import Recipe
-from edgewise.tasks.classification import Classification
+from edgewise.tasks import Task, task_of
 from edgewise.train import evaluate
 
 Result = dict[str, Any]
 CHECKED_IMAGES = 256
+SAME = 0.999  # of the answers: two scores that are nearly equal may change places
+PART = 256  # images that are floats at one time
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,10 @@ class Context:
         """An input of the right shape, zeros ``[1, C, H, W]``."""
         return torch.zeros(1, *self.data.input_shape)
 
-    @property
-    def task(self) -> Classification:
+    @cached_property
+    def task(self) -> Task:
         """What the network learns; a training step adds its augmentation and smoothing."""
-        return Classification(self.data.mean, self.data.std, len(self.data.classes))
+        return task_of(self.data)
 
     def limits(self, step: Prune, dense: Mapping[str, float]) -> dict[str, Limit]:
         """Return what a prune step may use of the recipe's budget, by column.
@@ -73,35 +77,44 @@ class Context:
             for name, limit in self.recipe.limits(step).items()
         }
 
-    def inputs(self, split: Split) -> Tensor:
-        """Return the images of a split as the network sees them, float32 ``[N, C, H, W]``."""
-        return normalize(split.images, self.data.mean, self.data.std)
+    def batch(self, split: Split, index: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Return images of a split as the network sees them, float32 ``[N, C, H, W]``, and targets, on the CPU."""
+        part = split.part(index).to("cpu")
+        return self.task.batch(part, torch.arange(len(part)), augment=False)
 
     def checked(self) -> Tensor:
         """Return held-out images to prove equalities on, drawn evenly: some data sets are ordered by class."""
         held = self.data.held
         chosen = torch.linspace(0, len(held) - 1, min(CHECKED_IMAGES, len(held))).long()
-        return normalize(held.images[chosen], self.data.mean, self.data.std)
+        return self.batch(held, chosen)[0][:CHECKED_IMAGES]
 
     def accuracy(self, model: nn.Module) -> float:
-        """Return the accuracy on the test split, a fraction. It is reported and decides nothing."""
+        """Return the task's metric on the test split, a fraction. It is reported and decides nothing."""
         return evaluate(model, self.task, self.data.test, device=self.device)
 
     def artifact_accuracy(self, path: Path, split: Split) -> float:
-        """Return the accuracy of an ONNX file on a split, a fraction."""
-        logits = torch.cat([outputs(path, self.inputs(part)) for part in _parts(split)])
-        return self.task.metric(logits, split.labels.cpu())
+        """Return the task's metric of an ONNX file on a split, a fraction."""
+        answers, targets = [], []
+        for start in range(0, len(split), PART):
+            inputs, wanted = self.batch(split, slice(start, start + PART))
+            answers.append(self.task.answers(outputs(path, inputs)))
+            targets.append(wanted)
+        return self.task.metric(torch.cat(answers), torch.cat(targets))
+
+    def with_answers(self, artifact: Path) -> list[Check]:
+        """Append to an artifact what makes answers of its outputs, if the task has such, and prove that it does."""
+        tail, images = self.task.tail(), self.checked()
+        if tail is None:
+            return []
+        before = outputs(artifact, images)
+        same = self.task.agreement(outputs(append_tail(artifact, tail), images), before)
+        return [Check("answers are those of the outputs", same >= SAME, same, SAME, "of them", f"{len(images)} images")]
 
     def calibration(self, images: int, seed: int) -> Tensor:
         """Return training images as the network sees them, drawn at random; all of them where there are no more."""
         train = self.data.train
         chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images]
-        return normalize(train.images.cpu()[chosen], self.data.mean, self.data.std)
-
-
-def _parts(split: Split, size: int = 2048) -> list[Split]:
-    """Cut a split into pieces that fit in memory as floats."""
-    return [Split(split.images[i : i + size], split.labels[i : i + size]) for i in range(0, len(split), size)]
+        return self.batch(train, chosen)[0][:images]
 
 
 @dataclass(frozen=True)

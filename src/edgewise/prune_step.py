@@ -42,6 +42,7 @@ def prune_step(context: Context, place: Place, config: Prune) -> Result:
         judge=_judge(context, model, config, seed) if config.judged else None,
         limits=context.limits(config, read_result(place.dense)["row"]),
         reference=place.dense / ARTIFACT,
+        tail=context.task.tail(),
         seed=seed,
         progress=context.progress,
     )

@@ -31,6 +31,7 @@ from edgewise.quantize.auto import FLOAT, choose
 from edgewise.quantize.config import ALLOWED_PT, FEWEST_IMAGES, Quantize
 from edgewise.quantize.schemes import SCHEMES, schemes_for
 from edgewise.quantize.static import Quantizer
+from edgewise.tasks import same_class
 
 KINDS = {".onnx": "onnx", **{Path(name).suffix: kind for kind, name in SHIPPED.items()}}
 JUDGED = 4  # one image of so many is not calibrated on: on them the files are compared
@@ -124,7 +125,7 @@ def quantize_file(
         for file in files_of(shipped):
             write_bytes(out.with_suffix(file.suffix), file.read_bytes())
     whole, small = side_by_side([source, out])
-    return QuantizedFile(scheme, _agreement(found, expected), rms_error(found, expected), count, computed, whole, small)
+    return QuantizedFile(scheme, same_class(found, expected), rms_error(found, expected), count, computed, whole, small)
 
 
 def _made(
@@ -143,7 +144,7 @@ def _made(
     choice = choose(
         quantizer,
         folder,
-        accuracy=lambda path: _agreement(outputs(path, judged), expected),
+        accuracy=lambda path: same_class(outputs(path, judged), expected),
         allowed_pt=ALLOWED_PT if config.max_drop is None else config.max_drop,
         images=judged,
         measure=lambda paths: side_by_side([shipped_as(kind, path, quantizer.images, folder) for path in paths]),
@@ -151,11 +152,6 @@ def _made(
         progress=progress,
     )
     return choice.kept.label, choice.kept.path
-
-
-def _agreement(found: Tensor, expected: Tensor) -> float:
-    """Return the share of images that get the same class."""
-    return (found.argmax(1) == expected.argmax(1)).double().mean().item()
 
 
 def settings(scheme: str, max_drop: float = ALLOWED_PT, *, bit_exact: bool = False) -> Quantize:

@@ -42,6 +42,7 @@ from edgewise.quantize.schemes import SCHEMES, schemes_for
 from edgewise.quantize.sensitivity import IMAGES
 from edgewise.quantize.simulate import integer_outputs
 from edgewise.quantize.ties import avoid_ties_
+from edgewise.recipe import Export
 from edgewise.train import fit
 from edgewise.train.config import TrainConfig
 from edgewise.train.evaluate import evaluate
@@ -60,7 +61,9 @@ def quantize_step(context: Context, place: Place, config: Quantize) -> Result:
     made = _make(context, place, config, quantizer)
     float_file.unlink()
     artifact = place.after / ARTIFACT
-    checks = compare_quantized(model, artifact, context.checked(), precision=made["precision"])
+    checks = compare_quantized(
+        model, artifact, context.checked(), precision=made["precision"], alike=context.task.agreement
+    )
     notes = [*_equalized(quantizer), *made.pop("notes")]
     simulated, excluded = made.pop("simulated"), made.pop("excluded", ())
     if simulated is not None:
@@ -73,10 +76,12 @@ def quantize_step(context: Context, place: Place, config: Quantize) -> Result:
         expected = integer_outputs(simulated, inputs, QAT_BATCH)
         whole = network_outputs(model, inputs)
         computed = outputs(artifact, inputs)
-        checks += compare_simulation(expected, computed, made["precision"], whole=whole)
+        checks += compare_simulation(expected, computed, made["precision"], whole=whole, alike=context.task.agreement)
         here = found if runtime == "onnxruntime" else kernels(artifact)
         if quantizer.sites(excluded).whole and not here.floating and not sums_saturate():
             checks.append(compare_codes(expected, computed, made["precision"]))
+    if not any(isinstance(step, Export) for step in context.recipe.step[place.index :]):
+        checks += context.with_answers(artifact)
     require(checks)
     base = row(context, model, context.artifact_accuracy(artifact, context.data.test))
     figures = {

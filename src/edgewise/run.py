@@ -40,6 +40,7 @@ from edgewise.prune.structured import prune
 from edgewise.recipe import Export, Measure, Recipe
 from edgewise.results import dense_row, files, gather, made_with, sealed, step_row
 from edgewise.steps import dense_reference, run_step
+from edgewise.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def prepare(
         notes = (f'"{fresh}" begins anew: the weights are of other classes',) if fresh else ()
     elif recipe.weights is not None:
         model = models.load_weights(model, recipe.weights)
-    models.check_output(model, images.input_shape, len(images.classes))
+    task_of(images).check_network(model, images.input_shape)
     context = Context(recipe, Path(), images, builder, _device(recipe.device), progress, notes)
     check_steps(recipe, model, context.example)
     return context, model

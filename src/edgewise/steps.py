@@ -23,7 +23,7 @@ from edgewise.devices.runtimes import RUNTIMES, files_of
 from edgewise.distill.logits import LogitDistillation
 from edgewise.export import network
 from edgewise.export.few_bits import stored_codes
-from edgewise.export.formats import FORMATS
+from edgewise.export.formats import FORMATS, WHOLE
 from edgewise.export.onnx import export
 from edgewise.export.verify import compare_float, compare_formats, compare_quantized, require
 from edgewise.files import read_json, write_json
@@ -162,7 +162,7 @@ def _export(context: Context, place: Place, config: Export) -> Result:
         artifact = Path(shutil.copyfile(quantized, place.after / ARTIFACT))
         before = read_result(place.before)
         precision = before["artifact"]["precision"]
-        checks = compare_quantized(model, artifact, images, precision=precision)
+        checks = compare_quantized(model, artifact, images, precision=precision, alike=context.task.agreement)
         stored = ("weight_bytes", "peak_activation_bytes", "activation_bytes")
         figures = {name: before["row"][name] for name in stored}
     else:
@@ -170,10 +170,16 @@ def _export(context: Context, place: Place, config: Export) -> Result:
         checks, precision, figures = [compare_float(model, artifact, images)], "float32", {}
         notes += [_coded(artifact)] if config.codes else []
     accuracy = _known_accuracy(place.before)
+    if config.format in WHOLE:
+        checks += context.with_answers(artifact)
+    elif context.task.tail() is not None:
+        notes.append(f"the file gives the network's outputs: {config.format} cannot hold what makes answers of them")
     if config.format != "onnx":
         calibration = context.calibration(CALIBRATION, mixed_seed(context.recipe.seed, place.index))
         shipped_file = FORMATS[config.format].write(artifact, place.after / SHIPPED[config.format], calibration)
-        checks += compare_formats(artifact, shipped_file, images, precision, config.format)
+        checks += compare_formats(
+            artifact, shipped_file, images, precision, config.format, alike=context.task.agreement
+        )
         accuracy = context.artifact_accuracy(shipped_file, context.data.test)
     require(checks)
     figures["file_bytes"] = sum(file.stat().st_size for file in files_of(shipped(place.after)))
@@ -303,7 +309,7 @@ def dense_reference(context: Context, before: Path, after: Path) -> Result:
     model = network.load(before)
     network.save(model, context.builder, after)
     artifact = export(model, context.example, after / ARTIFACT)
-    checks = [compare_float(model, artifact, context.checked())]
+    checks = [compare_float(model, artifact, context.checked()), *context.with_answers(artifact)]
     require(checks)
     figures = {"file_bytes": artifact.stat().st_size}
     result: Result = {

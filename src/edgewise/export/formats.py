@@ -28,6 +28,7 @@ class Format(NamedTuple):
     package: str
 
 
+WHOLE = ("onnx", "openvino")  # formats that hold what makes answers of outputs too; in others it is the application's
 FORMATS: dict[str, Format] = {
     "openvino": Format(to_openvino, "openvino"),
     "executorch": Format(to_executorch, "executorch"),

@@ -7,7 +7,7 @@ judging are separate: the functions here return checks, `require` stops at one t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from edgewise.devices.runtimes import RUNTIMES, infer, open_session, runtime_of
 from edgewise.errors import CheckFailed, MeasurementFailed, one_line
 from edgewise.graph.trace import evaluating
+from edgewise.tasks import same_class
 from edgewise.train.forward import forward
 
+Alike = Callable[[Tensor, Tensor], float]
 BATCH = 64
 TRAINED, FOUR_BITS = "int8 trained", "int4 weights"  # artifacts that may differ more from the float network
 SAME_CODES = 1e-5  # of the largest logit: what the last product's floats may differ by
@@ -116,10 +118,11 @@ def compare_quantized(
     inputs: Tensor,
     *,
     precision: str = "int8",
+    alike: Alike = same_class,
     agreement: float | None = None,
     error: float | None = None,
 ) -> list[Check]:
-    """Find how far a quantised file's outputs are from the float network's, in classes and in logits.
+    """Find how far a quantised file's outputs are from the float network's, in answers and in logits.
 
     Quantising costs something, and what it may cost is for the accuracy to judge. These limits are to catch a file
     that is broken: wrong ranges and saturating kernels leave far less agreement, while a sound file of a network that
@@ -131,8 +134,8 @@ def compare_quantized(
         path: the file.
         inputs: real ones that were not used to calibrate, ``[N, C, H, W]`` float32.
         precision: what the file is called.
-        agreement: the least share of images that both give the same class; by default 0.8, and 0.5 for what was
-            trained since or has weights of 4 bits.
+        alike: the share of equal answers of two outputs, the file's first.
+        agreement: the least of it; by default 0.8, and 0.5 for what was trained since or has weights of 4 bits.
         error: the largest root mean square of the logits' error, as a share of that of the logits; by default 0.3,
             and 1 for those.
     """
@@ -140,7 +143,7 @@ def compare_quantized(
     agreement, error = default[0] if agreement is None else agreement, default[1] if error is None else error
     expected, found = network_outputs(model, inputs), outputs(path, inputs)
     _require_same_shape(found, expected)
-    same = (found.argmax(1) == expected.argmax(1)).double().mean().item()
+    same = alike(found, expected)
     off = rms_error(found, expected)
     detail = f"{len(inputs)} images"
     return [
@@ -149,7 +152,7 @@ def compare_quantized(
             same >= agreement,
             same,
             agreement,
-            "of images, same class, at least",
+            "of answers the same, at least",
             detail,
         ),
         _at_most(f"{precision} logits near network's", off, error, "of the logits, root mean square", detail),
@@ -163,6 +166,7 @@ def compare_simulation(
     *,
     of: str = "simulation",
     whole: Tensor | None = None,
+    alike: Alike = same_class,
     agreement: float = 0.9,
     error: float = 0.15,
 ) -> list[Check]:
@@ -179,14 +183,15 @@ def compare_simulation(
         precision: what the file is called.
         of: what it is held against is called.
         whole: logits of the float network, where they are known, to see what quantising costs.
-        agreement: the least share of images that both give the same class.
+        alike: the share of equal answers of two outputs, the file's first.
+        agreement: the least of it.
         error: the largest difference's root mean square, as a share of that of the logits; less where quantising costs
             less.
     """
     _require_same_shape(found, expected)
     if whole is not None:
         error = min(error, max(ROUNDED, COST_SHARE * rms_error(expected, whole)))
-    same = (found.argmax(1) == expected.argmax(1)).double().mean().item()
+    same = alike(found, expected)
     step = (expected.max() - expected.min()).clamp(min=torch.finfo(torch.float32).tiny) / 255
     differing = ((found / step).round() != (expected / step).round()).double().mean()
     detail = (
@@ -199,7 +204,7 @@ def compare_simulation(
             same >= agreement,
             same,
             agreement,
-            "of images, same class, at least",
+            "of answers the same, at least",
             detail,
         ),
         _at_most(
@@ -232,7 +237,14 @@ def compare_codes(expected: Tensor, found: Tensor, precision: str, *, share: flo
 
 
 def compare_formats(
-    source: Path, made: Path, inputs: Tensor, precision: str, kind: str, *, limit: float = 1e-4
+    source: Path,
+    made: Path,
+    inputs: Tensor,
+    precision: str,
+    kind: str,
+    *,
+    alike: Alike = same_class,
+    limit: float = 1e-4,
 ) -> list[Check]:
     """Find how far a file for another runtime is from the ONNX file that it was made of, each in its runtime.
 
@@ -242,15 +254,30 @@ def compare_formats(
         inputs: ``[N, C, H, W]`` float32.
         precision: of both; of what computes on codes they may differ as `compare_simulation` says.
         kind: what the format is called.
+        alike: the share of equal answers of two outputs.
         limit: of the error of what computes on floats.
     """
     expected, found = outputs(source, inputs), outputs(made, inputs)
     if precision != "float32":
-        return compare_simulation(expected, found, f"{kind} {precision}", of="ONNX file")
+        return compare_simulation(expected, found, f"{kind} {precision}", of="ONNX file", alike=alike)
     error = relative_error(found, expected)
     return [
         _at_most(f"{kind} file equals its ONNX file", error, limit, "of the largest output", f"{len(inputs)} images")
     ]
+
+
+def compare_answers(model: nn.Module, path: Path, inputs: Tensor, alike: Alike, *, least: float = 0.99) -> Check:
+    """Find how many of a network's answers a file gives that makes answers of its outputs itself.
+
+    Args:
+        model: gives outputs; it is run in evaluation mode.
+        path: a file with a tail (`edgewise.export.tail`).
+        inputs: ``[N, C, H, W]`` float32.
+        alike: the share of equal answers of two of them, or of outputs, the file's first.
+        least: of it.
+    """
+    same = alike(outputs(path, inputs), network_outputs(model, inputs))
+    return Check("file gives the network's answers", same >= least, same, least, "of them", f"{len(inputs)} images")
 
 
 def compare_networks(

@@ -22,6 +22,7 @@ from edgewise.devices.measure import measure
 from edgewise.devices.table import measure_layers
 from edgewise.errors import BudgetError
 from edgewise.export.onnx import export
+from edgewise.export.tail import append_tail
 from edgewise.graph.groups import Graph, Group
 from edgewise.graph.rigid import rigid_groups
 from edgewise.graph.surgery import shrink
@@ -102,6 +103,7 @@ class Candidates:
         threads: that the runtime may use.
         branches: candidates may lack whole branches.
         reference: the float artifact that shares refer to; by default the network's own.
+        tail: appended to every artifact.
         tables: the folder of the tables of layers; by default in edgewise's cache.
         progress: is told (what, done, total).
     """
@@ -115,11 +117,12 @@ class Candidates:
         threads: int = 1,
         branches: bool = False,
         reference: Path | None = None,
+        tail: nn.Module | None = None,
         tables: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.graph, self.quantities, self.precision, self.threads = graph, tuple(quantities), precision, threads
-        self.branches, self.progress = graph.branches if branches else {}, progress
+        self.branches, self.progress, self._tail = graph.branches if branches else {}, progress, tail
         self._folder = tempfile.TemporaryDirectory(prefix="edgewise-")
         self._artifacts: dict[str, Path] = {}
         cost = CostModel(graph, branches=self.branches)
@@ -138,7 +141,7 @@ class Candidates:
             )
             self._foretold["latency_s"] = LatencyModel(cost, table)
         self._dense = self._artifact(graph.model)
-        self.dense, self.reference = self._figures([self._dense, reference or self._float(graph.model)])
+        self.dense, self.reference = self._figures([self._dense, reference or self._whole(self._float(graph.model))])
         self._learn(graph.sizes, self.dense)
 
     @property
@@ -191,9 +194,12 @@ class Candidates:
     def _artifact(self, model: nn.Module) -> Path:
         path = self._float(model)
         if self.precision == "float32":
-            return path
+            return self._whole(path)
         noise = torch.randn(8, *self.graph.example.shape[1:], generator=torch.Generator().manual_seed(0))
-        return quantize_static(path, path.with_name("int8.onnx"), noise, Quantize(calibration=len(noise)))
+        return self._whole(quantize_static(path, path.with_name("int8.onnx"), noise, Quantize(calibration=len(noise))))
+
+    def _whole(self, path: Path) -> Path:
+        return append_tail(path, self._tail) if self._tail else path
 
 
 def within(

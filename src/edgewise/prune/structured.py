@@ -61,6 +61,7 @@ def prune(
     judge: Judge | None = None,
     limits: Mapping[str, Limit] | None = None,
     reference: Path | None = None,
+    tail: nn.Module | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Pruned:
@@ -75,6 +76,7 @@ def prune(
         limits: that hold besides the config's: macs, params, latency_s, file_bytes or peak_activation_bytes, the last
             three of the artifact.
         reference: the float artifact that limits as shares refer to; by default the network's own.
+        tail: what artifacts make of the network's outputs, appended to them (`edgewise.export.tail`).
         seed: of random criteria and candidates.
         progress: is told (what, done, total) while candidates are measured or judged.
 
@@ -130,6 +132,7 @@ def prune(
             threads=config.threads or 1,
             branches=branches,
             reference=reference,
+            tail=tail,
             progress=progress,
         )
         measured = _measured_limits(config, limits, candidates)

@@ -1,14 +1,15 @@
 """What a network learns: its loss, its metric, and how a batch is made."""
 
+from collections.abc import Callable
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from edgewise.data import Split
+from edgewise.data import Dataset, Split
 from edgewise.tasks.classification import Classification, same_class
 
-__all__ = ["Classification", "Task", "same_class"]
+__all__ = ["Classification", "Task", "same_class", "task_of"]
 
 
 class Task(Protocol):
@@ -71,7 +72,7 @@ class Task(Protocol):
         ...
 
     def agreement(self, found: Tensor, expected: Tensor) -> float:
-        """Compute the share of the expected answers that are among those found, whatever their quality."""
+        """Compute the share of the expected answers that were found too; either may be outputs still."""
         ...
 
     def check_network(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
@@ -85,3 +86,11 @@ class Task(Protocol):
     def tail(self) -> nn.Module | None:
         """Return the module that makes answers of outputs, to be appended to the file that is shipped; if any."""
         ...
+
+
+def task_of(data: Dataset) -> Task:
+    """Return what the networks of a data set learn."""
+    return TASKS[data.kind](data.mean, data.std, len(data.classes))
+
+
+TASKS: dict[str, Callable[[tuple[float, ...], tuple[float, ...], int], Task]] = {"classification": Classification}
