@@ -57,7 +57,7 @@ def step_line(row: dict[str, Any]) -> str:
 
     parts = [
         f"{row['step']:<14}",
-        f"accuracy {dash(row['accuracy'], lambda v: f'{v:.2%}')}",
+        f"{row['metric']} {dash(row['accuracy'], lambda v: f'{v:.2%}')}",
         f"{format_count(row['params'])} params",
         f"{format_count(row['macs'])} MACs",
         f"file {format_bytes(row['file_bytes'])}" if row["file_bytes"] else "",
@@ -80,7 +80,8 @@ def print_finished(console: Console, finished: Any) -> None:
     if small["speedup"]:
         lines.append(f"latency   {format_seconds(small['latency_s'])}, {small['speedup']:.2f}x the dense speed")
     if small["drop_pt"] is not None:
-        lines.append(f"accuracy  {small['accuracy']:.2%}, {format_signed(-small['drop_pt'])} points")
+        name = finished.results["metric"]
+        lines.append(f"{name:<9} {small['accuracy']:.2%}, {format_signed(-small['drop_pt'])} points")
     for name, limit in (finished.results["budget"] or {}).items():
         state = "met" if limit["met"] else "MISSED"
         column = COLUMNS[name].column

@@ -55,6 +55,9 @@ FIGURES = {  # column of results.json: (its name, how it reads, what a change is
     "macs": ("MACs", format_count, LESS, "macs"),
     "params": ("params", format_count, LESS, "params"),
 }
+PRINT_BOXES = """for x1, y1, x2, y2, score, label in boxes[0]:  # in pixels of the inputs, the best first
+    if score > 0.3:
+        print(classes[int(label)], float(score), (x1, y1, x2, y2))"""
 STEP_COLUMNS = {  # of the step table, beside accuracy and time
     "params": ("params", format_count),
     "macs": ("MACs", format_count),
@@ -86,10 +89,11 @@ def render(results: Row, manifest: Row) -> str:
 
     rows, measurements, curves = results["rows"], results["measurements"], results["curves"]
     points, limits = _points(results), _limits(results)
-    costs = charts.known_costs(points)
+    costs, name = charts.known_costs(points), metric(results)
     specs = {}
     if costs:
-        specs["plane"] = charts.plane(points, limits, f"{headline(results)}. Accuracy against cost, step by step.")
+        about = f"{headline(results)}. {name[0].upper()}{name[1:]} against cost, step by step."
+        specs["plane"] = charts.plane(points, limits, about, name)
     if results["layers"]:
         specs["layers"] = charts.layer_bars(results["layers"])
     if measurements:
@@ -108,6 +112,7 @@ def render(results: Row, manifest: Row) -> str:
         "report.html.j2",
         specs,
         title=headline(results),
+        metric=name,
         subject=_subject(results),
         claims=_claims(results),
         results=results,
@@ -150,6 +155,12 @@ def headline(results: Row) -> str:
     return f"{_subject(results)}: {', '.join(text for text, _ in _claims(results))}"
 
 
+def metric(results: Row) -> str:
+    """Return what "accuracy" is in a run, such as mAP@0.5 for a detector."""
+    name: str = results.get("metric", "accuracy")
+    return name
+
+
 def _subject(results: Row) -> str:
     return f"{display_name(results['model'])} on {display_data(results['data'])}"
 
@@ -171,11 +182,12 @@ def _figures(results: Row) -> list[dict[str, Any]]:
     dense, last, drop = results["rows"][0], results["rows"][-1], results["compressed"]["drop_pt"]
     told = {column: change(ratio(last[column], dense[column]), words) for column, (_, _, words, _) in FIGURES.items()}
     told["accuracy"] = gain(None if drop is None else -drop)
-    reads = {"accuracy": ("accuracy", format_fraction, "drop")}
+    reads = {"accuracy": (metric(results), format_fraction, "drop")}
     reads |= {column: (name, form, limit) for column, (name, form, _, limit) in FIGURES.items()}
     return [
         {
             "name": name,
+            "drops": column == "accuracy",
             "value": form(last[column]),
             "dense": form(dense[column]),
             "change": told[column],
@@ -191,7 +203,7 @@ def _limit(name: str, results: Row) -> dict[str, Any] | None:
     if limit is None:
         return None
     if name == "drop":
-        what, most, found = "accuracy drop", f"{limit['limit']:g} pt", f"{limit['value'] or 0:.3g} pt"
+        what, most, found = f"{metric(results)} drop", f"{limit['limit']:g} pt", f"{limit['value'] or 0:.3g} pt"
     else:
         what, form = next((title, form) for title, form, _, owner in FIGURES.values() if owner == name)
         most, found = form(limit["limit"]), form(limit["value"])
@@ -375,13 +387,14 @@ def _on_array(row: Row) -> dict[str, str]:
 def _snippets(results: Row) -> dict[str, str]:
     """Return code that loads the artifact in its runtime, where there is one, and the network in Python."""
     channels, height, width = results["input_shape"]
+    boxes = results.get("kind") == "detection"
     mean, std = ([round(value, 6) for value in results[key]] for key in ("mean", "std"))
     network = f"""import edgewise
 import torch
 
 network = edgewise.load(".")  # the folder of this report
 with torch.no_grad():
-    logits = network(torch.zeros(1, {channels}, {height}, {width}))  # images normalised as in training
+    {"outputs" if boxes else "logits"} = network(torch.zeros(1, {channels}, {height}, {width}))  # normalised as in training
 """
     if results["compressed"]["file_bytes"] is None:
         return {"Python": network}
@@ -396,8 +409,8 @@ pixels = np.asarray(image, np.float32).reshape({height}, {width}, {channels}) / 
 inputs = (pixels - {mean}) / {std}  # as in training
 inputs = inputs.transpose(2, 0, 1)[None].astype(np.float32)  # [1, {channels}, {height}, {width}]
 
-[logits] = session.run(None, {{session.get_inputs()[0].name: inputs}})
+[{"boxes" if boxes else "logits"}] = session.run(None, {{session.get_inputs()[0].name: inputs}})
 classes = json.load(open("results.json", encoding="utf-8"))["classes"]
-print(classes[int(logits.argmax())])
+{PRINT_BOXES if boxes else "print(classes[int(logits.argmax())])"}
 """
     return {"ONNX Runtime": artifact, "Python": network}

@@ -88,6 +88,8 @@ def gather(context: Context, dense: Path) -> dict[str, Any]:
         "data_note": images.note,
         "plan": list(recipe.notes),
         "classes": list(images.classes),
+        "kind": images.kind,
+        "metric": context.task.metric_name,
         "input_shape": list(images.input_shape),
         "mean": list(images.mean),
         "std": list(images.std),

@@ -83,7 +83,7 @@ def compress(
         resume: go on with an interrupted run in that folder (by default the newest of the recipe's name).
         images: the recipe's data, where they are loaded already.
         progress: is told (what, done, total) while something lasts.
-        log: is given each row of results.json as it is known.
+        log: is given each row of results.json as it is known, with the name of what "accuracy" is.
 
     Raises:
         UserError: the recipe's network, data or folder cannot be used; nothing is half-written.
@@ -104,11 +104,11 @@ def _carry_out(context: Context, initial: nn.Module, log: Callable[[dict[str, An
     """Do the steps that are not done yet, each in a folder that appears when it is."""
     before = _first(initial, context)
     context = replace(context, builder=_kept_builder(context.builder, before))
-    dense: Path | None = None
+    dense, named = None, {"metric": context.task.metric_name}
     for index, step in enumerate(context.recipe.step):
         if index == context.recipe.dense_at:
             dense = _dense(context, before)
-            log(dense_row(read_result(dense)))
+            log(dense_row(read_result(dense)) | named)
         after = step_folder(context.folder, index, step.kind)
         if not after.exists():
             event(context.folder, "step", step=after.name)
@@ -117,7 +117,7 @@ def _carry_out(context: Context, initial: nn.Module, log: Callable[[dict[str, An
                     run_step(context, Place(index, before, partial, dense))
             except TrainingDiverged as error:
                 raise TrainingDiverged(f"step {after.name}: {error}") from error
-        log(step_row(after, index))
+        log(step_row(after, index) | named)
         before = after
     return _finish(context, before, dense or _dense(context, before))
 

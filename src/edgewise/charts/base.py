@@ -65,11 +65,11 @@ def amount(columns: Iterable[str] = (), logarithms: Sequence[str] = ()) -> str:
     return f"indexof({json.dumps(shares)}, quantity) >= 0 ? format({value}, '.0%') : {text}" if shares else text
 
 
-def tooltip(*fields: str) -> list[alt.Tooltip]:
-    """Return what a mark tells of itself: these of its fields, as texts."""
+def tooltip(*fields: str, **titles: str) -> list[alt.Tooltip]:
+    """Return what a mark tells of itself: these of its fields, as texts; `titles` are of those with other names."""
     import altair as alt
 
-    return [alt.Tooltip(f"{field}:N") for field in fields]
+    return [alt.Tooltip(f"{field}:N", title=titles.get(field, field)) for field in fields]
 
 
 def finished(chart: Any, height_px: int, description: str) -> Spec:

@@ -87,13 +87,14 @@ def known_costs(points: Iterable[Point], readings: Readings = COST, first: str =
     return known if sparse else {c: name for c, name in known.items() if c != "nonzero"}
 
 
-def plane(points: Sequence[Point], limits: Mapping[str, float], description: str) -> Spec:
+def plane(points: Sequence[Point], limits: Mapping[str, float], description: str, metric: str = "accuracy") -> Spec:
     """Draw accuracy against a cost that the reader chooses, bubbles as large as the files.
 
     Args:
         points: what is drawn; at least one must have an accuracy and a cost.
         limits: the budget: the most of any column of `COST`, and the least "accuracy". Where it holds is shaded.
         description: what is to be seen, for those who do not see it.
+        metric: what the accuracy is called.
     """
     import altair as alt
 
@@ -120,7 +121,7 @@ def plane(points: Sequence[Point], limits: Mapping[str, float], description: str
             "datum.file_known", alt.Fill("role:N", scale=colours, legend=None), alt.value("var(--panel)")
         ),
         stroke=alt.Stroke("role:N", scale=colours, legend=None),
-        tooltip=tooltip("network", "accuracy", *(name for name, _ in COST.values())),
+        tooltip=tooltip("network", "accuracy", *(name for name, _ in COST.values()), accuracy=metric),
     )
     path = base.mark_line(strokeWidth=1.5, strokeDash=[2, 3], color="var(--muted)")
     labels = [
