@@ -394,7 +394,7 @@ import torch
 
 network = edgewise.load(".")  # the folder of this report
 with torch.no_grad():
-    {"outputs" if boxes else "logits"} = network(torch.zeros(1, {channels}, {height}, {width}))  # normalised as in training
+    {"outputs" if boxes else "logits"} = network(torch.zeros(1, {channels}, {height}, {width}))  # normalised
 """
     if results["compressed"]["file_bytes"] is None:
         return {"Python": network}
