@@ -31,6 +31,7 @@ LAYERS = [
         "report",
         "comparison",
         "page",
+        "pictures",
         "charts",
     },
     {"prune", "sparse", "quantize", "distill"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from edgewise.context import Context, read_result
 from edgewise.cost import CostModel
 from edgewise.devices.local import cpu_name, machine
 from edgewise.export import network
+from edgewise.export.verify import network_outputs, outputs
 from edgewise.files import canonical_json, read_json, sha256
 from edgewise.graph import trace
 from edgewise.layout import DENSE, FIRST, MANIFEST, START, STEPS, shipped, step_folder
 from edgewise.page import ratio
+from edgewise.pictures import detections
 
 # What a figure may depend on, by the module's name; a manifest names those that were imported.
 PACKAGES = {
@@ -31,6 +34,9 @@ PACKAGES = {
     "timm": "timm",
     "torchvision": "torchvision",
     "PIL": "pillow",
+    "pycocotools": "pycocotools",
+    "conseal": "conseal",
+    "jpeglib": "jpeglib",
 }
 
 
@@ -104,8 +110,18 @@ def gather(context: Context, dense: Path) -> dict[str, Any]:
         "exclusion": {f.name: r["exclusion"] for f, r in zip(folders, found, strict=True) if r.get("exclusion")},
         "packed": next((r["packed"] for r in reversed(found) if r.get("packed")), []),
         "array": next((r["array"] for r in reversed(found) if r.get("array")), []),
+        "pictures": _pictures(context, folders[-1]) if images.kind == "detection" else [],
+        "generated": next((r["generated"] for r in found if r.get("generated")), None),
         "compressed": compressed,
     }
+
+
+def _pictures(context: Context, last: Path) -> list[dict[str, Any]]:
+    """Show what was found by the artifact, or by the network where there is none."""
+    file = shipped(last)
+    if file.exists():
+        return detections(context, partial(outputs, file))
+    return detections(context, partial(network_outputs, network.load(last)))
 
 
 def _measurements(folders: list[Path]) -> list[dict[str, Any]]:
