@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from edgewise.distill import Distill, LogitDistillation
+from edgewise.distill import Distill, Distillation
 from edgewise.train import TrainConfig, TrainingMethod, fit
 from train.tiny import TASK, same, tensors, tiny_net, tiny_split
 
@@ -224,10 +224,10 @@ def test_a_network_that_finish_makes_is_the_one_returned() -> None:
 
 def test_distillation_and_clipping_act_in_one_training() -> None:
     teacher, student = tiny_net(seed=5), tiny_net()
-    alone = fit(student, TASK, SPLIT, CONFIG, methods=[LogitDistillation(teacher, Distill())])
-    distil, clip = LogitDistillation(teacher, Distill()), Clip(0.05)
+    alone = fit(student, TASK, SPLIT, CONFIG, methods=[Distillation([teacher], Distill())])
+    distil, clip = Distillation([teacher], Distill()), Clip(0.05)
     both = fit(student, TASK, SPLIT, CONFIG, methods=[distil, clip])
-    other_order = fit(student, TASK, SPLIT, CONFIG, methods=[Clip(0.05), LogitDistillation(teacher, Distill())])
+    other_order = fit(student, TASK, SPLIT, CONFIG, methods=[Clip(0.05), Distillation([teacher], Distill())])
     assert clip.clipped > 0
     assert max(parameter.abs().max() for parameter in both.parameters()) <= 0.05
     assert max(parameter.abs().max() for parameter in alone.parameters()) > 0.05

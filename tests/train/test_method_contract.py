@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgewise.distill import LogitDistillation
+from edgewise.distill import Distillation
 from edgewise.prune import DhspgPruning, HessoPruning
 from edgewise.recipe import METHODS
 from edgewise.sparse import keep_masks, masked, prunable, score
@@ -84,7 +84,7 @@ def network(*kinds: str) -> nn.Module:
 def method(kind: str) -> TrainingMethod:
     config = METHODS[kind](**CONTRACT[kind][0])
     if kind == "distill":
-        return LogitDistillation(tiny_net(seed=5), config)
+        return Distillation([tiny_net(seed=5)], config)
     if kind in ("hesso", "dhspg"):
         return {"hesso": HessoPruning, "dhspg": DhspgPruning}[kind](EXAMPLE, config)
     return OF_WEIGHTS[METHODS[kind]](config)
