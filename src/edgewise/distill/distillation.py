@@ -140,8 +140,8 @@ class Distillation(TrainingMethod):
             raise ValueError(
                 'loss = "dkd" needs one right class per image, and mixup blends two; leave one of them out'
             )
-        self._teachers = Teachers(self._given, self.config.teacher_taps or self.config.taps, home(model))
         self._taps = Taps(model, self.config.taps, "the student")
+        self._teachers = Teachers(self._given, self.config.teacher_taps or self.config.taps, home(model))
         self._adapters, self._kept, self._kept_is_seen = None, [], False
         if self._images:
             self._compare(model)
