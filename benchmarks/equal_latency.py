@@ -24,7 +24,7 @@ from edgewise import data, models
 from edgewise.cost import cost_of
 from edgewise.data import normalize
 from edgewise.devices.measure import measure
-from edgewise.distill.logits import Distill, LogitDistillation
+from edgewise.distill.distillation import Distill, Distillation
 from edgewise.export.onnx import export
 from edgewise.export.verify import outputs
 from edgewise.graph import trace
@@ -165,7 +165,7 @@ def main() -> None:
 def compare(chain: Chain) -> list[dict[str, object]]:
     """Prune to each share on both sides, recover, quantise, measure."""
     rows = []
-    teacher = LogitDistillation(chain.dense, Distill())
+    teacher = Distillation([chain.dense], Distill())
     for share in chain.options.shares:
         arms: dict[str, nn.Module] = {"dense": chain.dense}
         cuts = {"edgewise": partial(chain.ours, share)}

@@ -20,7 +20,7 @@ from torch import nn
 
 from edgewise import data, models
 from edgewise.cost import cost_of
-from edgewise.distill.logits import Distill, LogitDistillation
+from edgewise.distill.distillation import Distill, Distillation
 from edgewise.graph import trace
 from edgewise.prune import Prune, prune
 from edgewise.tasks.classification import Classification
@@ -65,7 +65,7 @@ def main() -> None:
             small = recalibrate(cut(dense, round_to), task, images.train)
             cost = cost_of(trace(small, EXAMPLE))
             print(f"{name}: {cost.macs:,} MACs, {cost.params:,} params", flush=True)
-            teacher = LogitDistillation(dense, Distill())
+            teacher = Distillation([dense], Distill())
             networks[name] = trained(options.work / name.replace(" ", "-"), small, task, images, recovery, [teacher])
     if not options.train_only:
         report(networks, task, images, options.work)

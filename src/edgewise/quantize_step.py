@@ -17,7 +17,7 @@ from edgewise.devices.kernels import kernels
 from edgewise.devices.local import sums_saturate
 from edgewise.devices.measure import measure
 from edgewise.devices.runtimes import RUNTIMES
-from edgewise.distill.logits import Distill, LogitDistillation
+from edgewise.distill.distillation import Distill, Distillation
 from edgewise.export import network
 from edgewise.export.compact import write
 from edgewise.export.formats import shipped_as
@@ -219,7 +219,7 @@ def _train(context: Context, place: Place, config: Quantize, quantizer: Quantize
         context.task,
         context.data.train,
         training,
-        methods=[Lsq(), LogitDistillation(teacher.to(context.device), Distill())],
+        methods=[Lsq(), Distillation([teacher.to(context.device)], Distill())],
         seed=mixed_seed(context.recipe.seed, place.index),
         device=context.device,
         progress=context.progress,

@@ -20,7 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from edgewise.budget import Limits
 from edgewise.cost.budget import Limit
-from edgewise.distill.logits import Distill
+from edgewise.distill.distillation import Distill
 from edgewise.errors import RecipeError, nearest
 from edgewise.prune.config import Prune
 from edgewise.prune.dhspg import Dhspg

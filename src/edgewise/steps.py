@@ -20,7 +20,7 @@ from edgewise.context import Context, Place, Result, dicts, read_result, row
 from edgewise.devices.base import NOISY, Measurement
 from edgewise.devices.measure import measure, measure_until_quiet
 from edgewise.devices.runtimes import RUNTIMES, files_of
-from edgewise.distill.logits import LogitDistillation
+from edgewise.distill.distillation import Distillation
 from edgewise.export import network
 from edgewise.export.few_bits import stored_codes
 from edgewise.export.formats import FORMATS, WHOLE
@@ -137,7 +137,7 @@ def _method(context: Context, place: Place, config: Any) -> TrainingMethod:
         if isinstance(config, kind):
             return made(config)
     assert place.dense is not None  # the recipe's order was checked
-    return LogitDistillation(network.load(place.dense).to(context.device), config)
+    return Distillation([network.load(place.dense).to(context.device)], config)
 
 
 OF_WEIGHTS: dict[type, Callable[[Any], TrainingMethod]] = {

@@ -1,5 +1,8 @@
 import copy
+import gc
 import math
+import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgewise.distill import Distill, LogitDistillation, kd_loss
+from edgewise.distill import Distill, Distillation, kd_loss
 from edgewise.errors import ModelError
 from edgewise.train import TrainConfig, evaluate, fit
 from train.tiny import TASK, same, tensors, tiny_net, tiny_split
@@ -107,7 +110,7 @@ def test_a_value_out_of_range_is_named(given: dict[str, float], message: str) ->
 
 def test_the_loss_mixes_both_by_alpha() -> None:
     net, teacher, inputs = tiny_net().eval(), tiny_net(seed=5).eval(), torch.randn(4, 3, 8, 8)
-    method = LogitDistillation(teacher, Distill(temperature=2.0, alpha=0.25))
+    method = Distillation([teacher], Distill(temperature=2.0, alpha=0.25))
     method.start(net, CONFIG, 1)
     outputs, targets = net(inputs), torch.zeros(4, dtype=torch.int64)
     expected = 0.75 * 8.0 + 0.25 * plain_kd(outputs, teacher(inputs), 2.0)
@@ -116,7 +119,7 @@ def test_the_loss_mixes_both_by_alpha() -> None:
 
 
 def test_without_weight_it_changes_nothing() -> None:
-    with_teacher = fit(tiny_net(), TASK, SPLIT, CONFIG, methods=[LogitDistillation(tiny_net(seed=5), Distill(alpha=0))])
+    with_teacher = fit(tiny_net(), TASK, SPLIT, CONFIG, methods=[Distillation([tiny_net(seed=5)], Distill(alpha=0))])
     assert same(with_teacher, fit(tiny_net(), TASK, SPLIT, CONFIG))
 
 
@@ -128,7 +131,7 @@ def test_the_teacher_is_left_as_it_is_to_the_bit(training: bool, precision: str)
     modes, before = [m.training for m in teacher.modules()], tensors(teacher)
     layouts = [parameter.stride() for parameter in teacher.parameters()]
     config = TrainConfig(epochs=1, batch=32, precision=precision)
-    fit(tiny_net(), TASK, SPLIT, config, methods=[LogitDistillation(teacher, Distill())])
+    fit(tiny_net(), TASK, SPLIT, config, methods=[Distillation([teacher], Distill())])
     assert same(teacher, before)  # BatchNorm's statistics and counters among them
     assert [module.training for module in teacher.modules()] == modes
     assert [parameter.stride() for parameter in teacher.parameters()] == layouts
@@ -150,7 +153,7 @@ def test_the_teacher_answers_in_eval_mode_without_gradient_under_the_same_precis
 
     seen: list[tuple[bool, bool, torch.dtype]] = []
     config = TrainConfig(epochs=1, batch=32, precision="bfloat16")
-    fit(tiny_net(), TASK, SPLIT, config, methods=[LogitDistillation(Spy(), Distill())])
+    fit(tiny_net(), TASK, SPLIT, config, methods=[Distillation([Spy()], Distill())])
     assert seen == [(False, False, torch.bfloat16)] * 3
 
 
@@ -160,14 +163,14 @@ def test_a_teacher_of_other_classes_or_inputs_is_refused() -> None:
         (tiny_net(channels=1), r"inputs \[32, 3, 8, 8\]: RuntimeError"),
     ):
         with pytest.raises(ModelError, match=message):
-            fit(tiny_net(), TASK, SPLIT, CONFIG, methods=[LogitDistillation(teacher, Distill())])
+            fit(tiny_net(), TASK, SPLIT, CONFIG, methods=[Distillation([teacher], Distill())])
 
 
 def test_a_student_learns_from_its_teacher_alone() -> None:
     data, unseen = tiny_split(400), tiny_split(200, seed=9)
     config = TrainConfig(epochs=6, batch=32, lr=0.05, augment=())
     teacher = fit(tiny_net(seed=5), TASK, data, config)
-    method = LogitDistillation(teacher, Distill(alpha=1.0))
+    method = Distillation([teacher], Distill(alpha=1.0))
     student = fit(tiny_net(), TASK, data, config, methods=[method])
     assert evaluate(student, TASK, unseen) > 0.95
     images = TASK.batch(unseen, torch.arange(200), augment=False)[0]
@@ -178,9 +181,25 @@ def test_a_student_learns_from_its_teacher_alone() -> None:
 
 
 def test_the_copy_of_the_teacher_is_let_go() -> None:
-    teacher = tiny_net(seed=5)
-    method = LogitDistillation(teacher, Distill())
-    method.start(copy.deepcopy(teacher), CONFIG, 1)
-    assert method._teacher is not teacher
-    method.finish(teacher)
-    assert method._teacher is teacher
+    copies: list[weakref.ref[nn.Module]] = []
+
+    class Watched(nn.Module):
+        """Tells of the copies that are made of it."""
+
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def __deepcopy__(self, memo: Any) -> nn.Module:
+            copied = Watched(copy.deepcopy(self.net, memo))
+            copies.append(weakref.ref(copied))
+            return copied
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    method = Distillation([Watched(tiny_net(seed=5))], Distill())
+    fit(tiny_net(), TASK, SPLIT, CONFIG, methods=[method])
+    gc.collect()
+    assert len(copies) == 1
+    assert copies[0]() is None

@@ -9,7 +9,7 @@ import torch
 import small_run
 from edgewise.check import check
 from edgewise.context import read_result
-from edgewise.distill import Distill, LogitDistillation
+from edgewise.distill import Distill, Distillation
 from edgewise.files import read_json
 from edgewise.graph import trace
 from edgewise.prune import Dhspg, DhspgPruning, Hesso, HessoPruning, zero_channels
@@ -56,7 +56,7 @@ def test_it_learns_beside_a_teacher_in_either_order(kind: str) -> None:
     data, unseen = tiny_split(400), tiny_split(200, seed=9)
     teacher = fit(tiny_net(seed=5), TASK, data, CONFIG)
     config = replace(CONFIG, epochs=6)
-    distillation = LogitDistillation(teacher, Distill(alpha=0.5))
+    distillation = Distillation([teacher], Distill(alpha=0.5))
     first = fit(tiny_net(), TASK, data, config, methods=[distillation, method(kind)])
     second = fit(tiny_net(), TASK, data, config, methods=[method(kind), distillation])
     alone = fit(tiny_net(), TASK, data, config, methods=[method(kind)])

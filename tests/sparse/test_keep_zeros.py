@@ -9,7 +9,7 @@ import torch
 import small_run
 from edgewise.check import check
 from edgewise.context import read_result
-from edgewise.distill import Distill, LogitDistillation
+from edgewise.distill import Distill, Distillation
 from edgewise.errors import CheckFailed, RecipeError
 from edgewise.export.verify import compare_masked, require
 from edgewise.files import read_json
@@ -65,7 +65,7 @@ def test_it_learns_beside_a_teacher_and_a_method_that_makes_zeros() -> None:
     example = torch.zeros(1, 3, 8, 8)
     start = sparse_net(0.5)
     methods = [
-        LogitDistillation(teacher, Distill(alpha=0.5)),
+        Distillation([teacher], Distill(alpha=0.5)),
         ZerosKept(KeepZeros()),
         HessoPruning(example, Hesso(sparsity=0.25, start=0.1, duration=0.4, periods=2)),
     ]

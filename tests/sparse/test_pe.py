@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import small_run
 from edgewise.check import check
-from edgewise.distill import Distill, LogitDistillation
+from edgewise.distill import Distill, Distillation
 from edgewise.errors import RecipeError
 from edgewise.export import network
 from edgewise.quantize.ternary import Ternarization, Ternary
@@ -145,7 +145,7 @@ def joint(variant: str, order: int) -> list[TrainingMethod]:
         Ternarization(Ternary(variant=variant, float_layers="first", beta=0.2)),  # type: ignore[arg-type]
         PeLassoPruning(PeLasso(tile=TILE, strength=0.15, freeze_at=0.6, spare="first")),
     ]
-    return [LogitDistillation(tiny_net(seed=5), Distill(alpha=0.5)), *both[::order]]
+    return [Distillation([tiny_net(seed=5)], Distill(alpha=0.5)), *both[::order]]
 
 
 def whole_net() -> nn.Module:
@@ -202,7 +202,7 @@ def test_the_joint_training_learns() -> None:
     data, unseen = tiny_split(400), tiny_split(200, seed=9)
     teacher = fit(tiny_net(seed=5), TASK, data, CONFIG)
     methods = joint("max", 1)
-    methods[0] = LogitDistillation(teacher, Distill(alpha=0.5))
+    methods[0] = Distillation([teacher], Distill(alpha=0.5))
     trained = fit(whole_net(), TASK, data, replace(CONFIG, epochs=6), methods=methods)
     assert evaluate(trained, TASK, unseen) > 0.9
     assert sum(int(zero.sum()) for zero in zero_blocks(trained, TILE)) > 3

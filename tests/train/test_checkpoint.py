@@ -16,7 +16,7 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor, nn
 
 from edgewise.data import Split
-from edgewise.distill import Distill, LogitDistillation
+from edgewise.distill import Distill, Distillation
 from edgewise.errors import RunFolderError
 from edgewise.train import TrainConfig, TrainingMethod, fit
 from train import training_to_kill
@@ -52,7 +52,7 @@ def test_killed_in_its_second_epoch_it_ends_with_the_same_bytes(case: str, tmp_p
     script = Path(training_to_kill.__file__)
     killed = subprocess.run(
         [sys.executable, script, case, path, "5"],
-        env={**os.environ, "PYTHONPATH": str(script.parents[1])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(script.parents[1]), *sys.path])},  # this very edgewise
         check=False,
         timeout=120,
     )
@@ -101,7 +101,7 @@ class Masked(TrainingMethod):
 
 def test_two_methods_with_states_go_on_together(tmp_path: Path) -> None:
     def both() -> list[TrainingMethod]:
-        return [LogitDistillation(tiny_net(seed=5), Distill(alpha=0.5)), Masked()]
+        return [Distillation([tiny_net(seed=5)], Distill(alpha=0.5)), Masked()]
 
     config = replace(CONFIG, ema=0.5)
     path = interrupted(tmp_path / "checkpoint", config, methods=both())
@@ -162,7 +162,7 @@ def given(**changes: Any) -> dict[str, Any]:
         ({"config": replace(CONFIG, augment=())}, r"augment was \['crop', 'flip'\] and is \[\]"),
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"task": replace(TASK, mean=(0.5, 0.5, 0.5))}, "task was Classification"),
-        ({"methods": [LogitDistillation(tiny_net(), Distill())]}, r"methods was \[\] and is"),
+        ({"methods": [Distillation([tiny_net()], Distill())]}, r"methods was \[\] and is"),
         ({"split": tiny_split(100, seed=1)}, "data was sha256"),
         ({"model": tiny_net(seed=2)}, "network was sha256"),
     ],
@@ -178,9 +178,9 @@ def test_another_trainings_checkpoint_is_refused_by_the_difference(
 
 def test_a_methods_setting_is_part_of_the_training(tmp_path: Path) -> None:
     teacher = tiny_net(seed=5)
-    path = interrupted(tmp_path / "checkpoint", methods=[LogitDistillation(teacher, Distill(temperature=2.0))])
+    path = interrupted(tmp_path / "checkpoint", methods=[Distillation([teacher], Distill(temperature=2.0))])
     with pytest.raises(RunFolderError, match=r"temperature=2\.0.*temperature=4\.0"):
-        fit(tiny_net(), TASK, SPLIT, CONFIG, methods=[LogitDistillation(teacher, Distill())], checkpoint=path)
+        fit(tiny_net(), TASK, SPLIT, CONFIG, methods=[Distillation([teacher], Distill())], checkpoint=path)
 
 
 def test_an_unreadable_checkpoint_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from edgewise.distill import Distill, LogitDistillation
+from edgewise.distill import Distill, Distillation
 from edgewise.train import TrainConfig, TrainingMethod, fit
 from train.tiny import TASK, same, tensors, tiny_net, tiny_split
 
@@ -28,13 +28,18 @@ class Recorder(TrainingMethod):
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         self.calls.append((self.name, "start", steps_per_epoch))
 
+    def before_step(self, model: nn.Module, index: Tensor) -> None:
+        assert not torch.is_grad_enabled()
+        self.index = index
+        self.calls.append((self.name, "before_step"))
+
     def loss(self, model: nn.Module, inputs: Tensor, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
         assert model.training
         assert torch.is_grad_enabled()
         assert inputs.shape == (32, 3, 8, 8)
         assert inputs.is_contiguous(memory_format=torch.channels_last)
         assert outputs.shape == (32, 4)
-        assert targets.shape == (32,)
+        assert torch.equal(targets, SPLIT.labels[self.index])
         self.calls.append((self.name, "loss"))
         return loss
 
@@ -95,7 +100,7 @@ def test_the_hooks_come_in_the_recipes_order_and_finish_in_reverse() -> None:
     def both(*call: Any) -> list[Any]:
         return [("a", *call), ("b", *call)]
 
-    steps = [[*both("loss"), *both("gradients"), *both("after_step", step)] for step in range(6)]
+    steps = [[*both("before_step"), *both("loss"), *both("gradients"), *both("after_step", step)] for step in range(6)]
     first, second = [call for step in steps[:3] for call in step], [call for step in steps[3:] for call in step]
     assert calls == [
         *both("start", 3),
@@ -224,10 +229,10 @@ def test_a_network_that_finish_makes_is_the_one_returned() -> None:
 
 def test_distillation_and_clipping_act_in_one_training() -> None:
     teacher, student = tiny_net(seed=5), tiny_net()
-    alone = fit(student, TASK, SPLIT, CONFIG, methods=[LogitDistillation(teacher, Distill())])
-    distil, clip = LogitDistillation(teacher, Distill()), Clip(0.05)
+    alone = fit(student, TASK, SPLIT, CONFIG, methods=[Distillation([teacher], Distill())])
+    distil, clip = Distillation([teacher], Distill()), Clip(0.05)
     both = fit(student, TASK, SPLIT, CONFIG, methods=[distil, clip])
-    other_order = fit(student, TASK, SPLIT, CONFIG, methods=[Clip(0.05), LogitDistillation(teacher, Distill())])
+    other_order = fit(student, TASK, SPLIT, CONFIG, methods=[Clip(0.05), Distillation([teacher], Distill())])
     assert clip.clipped > 0
     assert max(parameter.abs().max() for parameter in both.parameters()) <= 0.05
     assert max(parameter.abs().max() for parameter in alone.parameters()) > 0.05

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgewise.distill import LogitDistillation
+from edgewise.distill import Distill, Distillation
 from edgewise.prune import DhspgPruning, HessoPruning
 from edgewise.recipe import METHODS
 from edgewise.sparse import keep_masks, masked, prunable, score
@@ -59,9 +59,15 @@ def powers(model: nn.Module) -> bool:
     return bool((left.abs().log2() == left.abs().log2().round()).all())
 
 
-# By kind: settings, and what holds of the network afterwards.
+# By kind: settings, and what holds of the network afterwards. Behind a comma: which variant of the kind.
 CONTRACT: dict[str, tuple[dict[str, Any], Callable[[nn.Module], bool]]] = {
     "distill": ({}, lambda model: True),
+    "distill, features": (
+        {"hint": 1.0, "attention": 1.0, "similarity": 1.0, "relational": 1.0, "taps": ("2", "5")},
+        lambda model: True,
+    ),
+    "distill, cached": ({"alpha": 0.1, "loss": "dkd", "hint": 1.0, "taps": ("5",), "cache": True}, lambda model: True),
+    "distill, two teachers": ({"hint": 1.0, "taps": ("2",), "teacher_taps": ("5",)}, lambda model: True),
     "hesso": ({"sparsity": 0.5, "start": 0.1, "duration": 0.5, "periods": 2}, zero_channels),
     "dhspg": ({"sparsity": 0.5, "start": 0.1, "penalty": 5.0}, lambda model: True),
     "keep_zeros": ({}, zeros(0.5)),
@@ -82,9 +88,10 @@ def network(*kinds: str) -> nn.Module:
 
 
 def method(kind: str) -> TrainingMethod:
-    config = METHODS[kind](**CONTRACT[kind][0])
-    if kind == "distill":
-        return LogitDistillation(tiny_net(seed=5), config)
+    config = METHODS[kind.partition(",")[0]](**CONTRACT[kind][0])
+    if isinstance(config, Distill):
+        teachers = [tiny_net(seed=5), tiny_net(seed=6)] if "two" in kind else [tiny_net(seed=5)]
+        return Distillation(teachers, config, TASK, SPLIT)
     if kind in ("hesso", "dhspg"):
         return {"hesso": HessoPruning, "dhspg": DhspgPruning}[kind](EXAMPLE, config)
     return OF_WEIGHTS[METHODS[kind]](config)
@@ -95,10 +102,10 @@ def trained(*kinds: str, config: TrainConfig = CONFIG, **rest: Any) -> nn.Module
 
 
 def test_every_method_of_a_recipe_has_a_row() -> None:
-    assert set(CONTRACT) == set(METHODS)
+    assert {kind.partition(",")[0] for kind in CONTRACT} == set(METHODS)
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", CONTRACT)
 def test_the_given_network_and_the_global_random_state_stay_and_the_new_one_is_plain(kind: str) -> None:
     model = network(kind)
     before, random = tensors(model), torch.get_rng_state()
@@ -109,7 +116,7 @@ def test_the_given_network_and_the_global_random_state_stay_and_the_new_one_is_p
     assert not same(made, before)
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", CONTRACT)
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_it_keeps_its_promise_and_the_same_seed_gives_the_same_bytes(kind: str, ema: float) -> None:
     config = replace(CONFIG, ema=ema)
@@ -126,14 +133,14 @@ def test_zeros_have_no_sign(kind: str) -> None:
     assert not bool(torch.signbit(every[every == 0]).any())
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", CONTRACT)
 def test_it_can_be_started_again_on_another_network(kind: str) -> None:
     used = method(kind)
     fit(network(kind), TASK, SPLIT, CONFIG, methods=[used])
     assert same(fit(network(kind), TASK, SPLIT, CONFIG, methods=[used]), trained(kind))
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", CONTRACT)
 @pytest.mark.parametrize("last", [6, 13, 18])
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(kind: str, last: int, tmp_path: Path) -> None:
     class StoppedError(Exception):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from edgewise.distill import Distill, LogitDistillation
+from edgewise.distill import Distill, Distillation
 from edgewise.prune import Dhspg, DhspgPruning, Hesso, HessoPruning
 from edgewise.quantize.ternary import Ternarization, Ternary
 from edgewise.sparse import (
@@ -56,7 +56,7 @@ def methods(case: str) -> list[TrainingMethod]:
     example = torch.zeros(1, 3, 8, 8)
     made: list[TrainingMethod] = []
     if "distillation" in case:
-        made.append(LogitDistillation(tiny_net(seed=5), Distill()))
+        made.append(Distillation([tiny_net(seed=5)], Distill()))
     if "hesso" in case:  # killed in the middle of its second period, resumed in that of its first
         made.append(HessoPruning(example, Hesso(sparsity=0.5, start=0.1, duration=0.5, periods=2)))
     if "dhspg" in case:  # resumed when three of four channels are zero

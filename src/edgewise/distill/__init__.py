@@ -1,5 +1,17 @@
 """Small networks that learn from large ones."""
 
-from edgewise.distill.logits import Distill, LogitDistillation, kd_loss
+from edgewise.distill.distillation import Distill, Distillation
+from edgewise.distill.features import attention_loss, hint_loss, relational_loss, similarity_loss
+from edgewise.distill.logits import dkd_loss, kd_loss, mean_logits
 
-__all__ = ["Distill", "LogitDistillation", "kd_loss"]
+__all__ = [
+    "Distill",
+    "Distillation",
+    "attention_loss",
+    "dkd_loss",
+    "hint_loss",
+    "kd_loss",
+    "mean_logits",
+    "relational_loss",
+    "similarity_loss",
+]

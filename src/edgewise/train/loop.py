@@ -169,6 +169,9 @@ def _train_epoch(
         index = order[place * config.batch : (place + 1) * config.batch]
         inputs, targets = task.batch(split, index, augment=True, generator=generator)
         inputs = image_layout(inputs)
+        with torch.no_grad():
+            for method in methods:
+                method.before_step(network, index)
         with autocast(device, config.precision):
             outputs = forward(network, inputs)
             loss = task.loss(outputs, targets)

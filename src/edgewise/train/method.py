@@ -13,12 +13,14 @@ class TrainingMethod(Protocol):
     The loop calls the recipe's methods in their order, each step like this::
 
         start                                  once, before the optimizer is made
-            forward, task loss, loss           every step; each method receives the loss of the one before it
+            before_step                        every step
+            forward, task loss, loss           each method receives the loss of the one before it
             backward, gradients, optimizer step, after_step
             after_epoch                        every epoch, followed by a checkpoint
         finish                                 once, in reverse order, as nested context managers leave
 
-    Every default is neutral. ``gradients``, ``after_step``, ``after_epoch`` and ``finish`` run without autograd.
+    Every default is neutral. ``before_step``, ``gradients``, ``after_step``, ``after_epoch`` and ``finish`` run without
+    autograd.
 
     Random numbers come from torch's global generator (``torch.randn_like`` and its kin): the loop seeds it for each
     epoch from the run's seed, apart from the order and the augmentation of the images, which no method can disturb.
@@ -39,6 +41,16 @@ class TrainingMethod(Protocol):
         """Prepare the network in place, already a copy of the caller's and on the training's device.
 
         Parametrisations, modules and hooks are registered here; parameters that come with them are trained too.
+        """
+        return
+
+    def before_step(self, model: nn.Module, index: Tensor) -> None:
+        """Learn which images the step is about to see.
+
+        Args:
+            model: the network.
+            index: int64 [B], their places in the training split, on the training's device. Where images belong
+                together a place has several inputs.
         """
         return
 
