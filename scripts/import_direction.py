@@ -31,6 +31,7 @@ LAYERS = [
         "report",
         "comparison",
         "page",
+        "teachers",
         "pictures",
         "charts",
     },

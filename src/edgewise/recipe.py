@@ -103,7 +103,12 @@ class Train(TrainConfig):
     @property
     def distils(self) -> bool:
         """Whether it needs this run's dense network as a teacher."""
-        return any(isinstance(method, Distill) for method in self.method)
+        return any(isinstance(method, Distill) and not method.teachers for method in self.method)
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The other networks that it learns from."""
+        return tuple(name for method in self.method for name in getattr(method, "teachers", ()))
 
     @property
     def keeps_zeros(self) -> bool:
@@ -266,6 +271,11 @@ class Recipe:
         """Where the artifact will run: the first measure step, or what one is by default."""
         return next((step for step in self.step if isinstance(step, Measure)), Measure())
 
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The networks other than this run's that its trainings learn from, each once."""
+        return tuple(dict.fromkeys(name for step in self.step if isinstance(step, Train) for name in step.teachers))
+
     def limits(self, step: Prune) -> dict[str, Limit]:
         """Return the limits of the budget that a prune step keeps within, by the columns of results.json."""
         return self.budget.by_column() if self.budget and step.budget else {}
@@ -351,7 +361,7 @@ def to_toml(recipe: Recipe) -> str:
 
 
 def absolute(recipe: Recipe) -> Recipe:
-    """Return the recipe with its paths (of the model, the data and the weights) made absolute."""
+    """Return the recipe with its paths (of the model, the data, the weights and the teachers) made absolute."""
     source, _, function = recipe.model.rpartition(":")
     data, _, place = recipe.data.partition(":")
     return dataclasses.replace(
@@ -359,7 +369,24 @@ def absolute(recipe: Recipe) -> Recipe:
         model=f"{_absolute(source)}:{function}" if source.endswith(".py") else recipe.model,
         data=f"{data}:{_absolute(place)}" if place else recipe.data,
         weights=_absolute(recipe.weights) if recipe.weights is not None else None,
+        step=tuple(_with_teachers(step) if isinstance(step, Train) else step for step in recipe.step),
     )
+
+
+def _with_teachers(step: Train) -> Train:
+    """Return a training step with the paths of its teachers made absolute: of a folder, or of MODEL:FILE."""
+
+    def absolute_of(name: str) -> str:
+        model, colon, file = name.rpartition(":")
+        return f"{model}:{_absolute(file)}" if colon and not Path(name).exists() else _absolute(name)
+
+    methods = [
+        dataclasses.replace(method, teachers=tuple(map(absolute_of, method.teachers)))
+        if isinstance(method, Distill)
+        else method
+        for method in step.method
+    ]
+    return dataclasses.replace(step, method=tuple(methods))
 
 
 def _absolute(path: str) -> str:

@@ -41,6 +41,7 @@ from edgewise.recipe import Export, Measure, Recipe
 from edgewise.results import dense_row, files, gather, made_with, sealed, step_row
 from edgewise.steps import dense_reference, run_step
 from edgewise.tasks import task_of
+from edgewise.teachers import check_teacher
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ def prepare(
     elif recipe.weights is not None:
         model = models.load_weights(model, recipe.weights)
     task_of(images).check_network(model, images.input_shape)
+    for name in recipe.teachers:
+        check_teacher(name, builder, task_of(images), images.input_shape)
     context = Context(recipe, Path(), images, builder, _device(recipe.device), progress, notes)
     check_steps(recipe, model, context.example)
     return context, model

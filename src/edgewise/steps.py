@@ -51,6 +51,7 @@ from edgewise.sparse import (
     ZerosKept,
 )
 from edgewise.sparse_step import net_trim_step, sparsify_step
+from edgewise.teachers import load_teacher
 from edgewise.train import TrainingMethod, evaluate, fit
 from edgewise.train.randomness import mixed_seed
 from edgewise.units import format_bytes
@@ -136,8 +137,11 @@ def _method(context: Context, place: Place, config: Any) -> TrainingMethod:
     for kind, made in OF_WEIGHTS.items():
         if isinstance(config, kind):
             return made(config)
-    assert place.dense is not None  # the recipe's order was checked
-    return Distillation([network.load(place.dense).to(context.device)], config)
+    teachers = [load_teacher(name, context.builder) for name in config.teachers]
+    if not teachers:
+        assert place.dense is not None  # the recipe's order was checked
+        teachers = [network.load(place.dense)]
+    return Distillation(teachers, config, context.task, context.data.train)
 
 
 OF_WEIGHTS: dict[type, Callable[[Any], TrainingMethod]] = {

@@ -1,0 +1,46 @@
+"""The networks that a training step learns from, by what a recipe calls them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from edgewise import models
+from edgewise.errors import ModelError, RecipeError
+from edgewise.export import network
+from edgewise.export.network import STRUCTURE, Builder
+from edgewise.tasks import Task
+
+
+def load_teacher(name: str, student: Builder) -> nn.Module:
+    """Load a teacher, in evaluation mode.
+
+    Args:
+        name: a run's folder; or ``MODEL:FILE``, a network of `edgewise list models` and its weights.
+        student: how the student is made: a model of a name gets its classes, channels and image size.
+
+    Raises:
+        RecipeError: it is neither.
+        ModelError: the network cannot be built or loaded.
+    """
+    if (Path(name) / STRUCTURE).exists():
+        return network.load(Path(name))
+    model, _, file = name.rpartition(":")
+    if model and Path(file).is_file():
+        return models.load_weights(replace(student, model=model, width=1.0).build(), file).eval()
+    raise RecipeError(f'teacher "{name}": no run folder with a network, and no MODEL:FILE of weights')
+
+
+def check_teacher(name: str, student: Builder, task: Task, input_shape: tuple[int, int, int]) -> None:
+    """Refuse a teacher that cannot answer what the student is asked.
+
+    Raises:
+        RecipeError: no such teacher.
+        ModelError: it takes other images, or tells other classes apart.
+    """
+    try:
+        task.check_network(load_teacher(name, student), input_shape)
+    except ModelError as error:
+        raise ModelError(f'teacher "{name}": {error}') from error
