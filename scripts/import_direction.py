@@ -32,6 +32,7 @@ LAYERS = [
         "comparison",
         "page",
         "teachers",
+        "unseen",
         "pictures",
         "charts",
     },

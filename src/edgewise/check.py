@@ -31,11 +31,13 @@ from edgewise.export.verify import (
 from edgewise.files import canonical_json, read_json, sha256
 from edgewise.graph import shrink, trace
 from edgewise.layout import ARTIFACT, DENSE, FIRST, MANIFEST, RECIPE, RESULTS, STEPS, shipped, step_folder
+from edgewise.page import read_run
 from edgewise.prune.config import Prune
 from edgewise.prune_step import removal_checks, zero_checks
 from edgewise.recipe import Recipe, read
 from edgewise.results import files, sealed
 from edgewise.sparse import Sparsify
+from edgewise.unseen import opened, without_images
 
 LEAST = 0.5  # of the answers of a quantised network; what they may cost was for the run to judge
 MOVED = 0.005  # of the test images: another processor rounds differently, which may move one across a boundary
@@ -61,6 +63,9 @@ def check(folder: Path) -> Iterator[Check]:
         raise DataError(f"{error}; the files are unchanged, equality and accuracy could not be checked") from error
     yield _same_images(recipe, images, manifest)
     context = _context(recipe, folder, images)
+    if recipe.data_free:
+        described = without_images(recipe, read_run(folder, RESULTS))
+        context = opened(replace(context, data=described), step_folder(folder, 0, recipe.step[0].kind))
     held = context.checked()
     dense = _equal(context, network.load(folder / DENSE), folder / DENSE / ARTIFACT, held)
     yield replace(dense, name=f"{DENSE}: {dense.name}")

@@ -20,6 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from edgewise.budget import Limits
 from edgewise.cost.budget import Limit
+from edgewise.distill.data_free import DataFree
 from edgewise.distill.distillation import Distill
 from edgewise.errors import RecipeError, nearest
 from edgewise.prune.config import Prune
@@ -80,6 +81,7 @@ class Train(TrainConfig):
     method: tuple[
         Annotated[
             Distill
+            | DataFree
             | Hesso
             | Dhspg
             | KeepZeros
@@ -99,11 +101,20 @@ class Train(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_together(self.method)
+        if self.data_free and self.augment:
+            raise ValueError(f"augment = {list(self.augment)}: generated images are not augmented, so augment = []")
+        if self.data_free and (self.undo_if_worse or any(isinstance(method, Distill) for method in self.method)):
+            raise ValueError("data_free has no images that distill or undo_if_worse could ask about: leave them out")
 
     @property
     def distils(self) -> bool:
         """Whether it needs this run's dense network as a teacher."""
         return any(isinstance(method, Distill) and not method.teachers for method in self.method)
+
+    @property
+    def data_free(self) -> bool:
+        """Whether it reads no data."""
+        return any(isinstance(method, DataFree) for method in self.method)
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -190,6 +201,7 @@ STEPS: dict[str, type[Any]] = {
 }
 METHODS: dict[str, type[Any]] = {
     "distill": Distill,
+    "data_free": DataFree,
     "hesso": Hesso,
     "dhspg": Dhspg,
     "keep_zeros": KeepZeros,
@@ -270,6 +282,11 @@ class Recipe:
     def measured(self) -> Measure:
         """Where the artifact will run: the first measure step, or what one is by default."""
         return next((step for step in self.step if isinstance(step, Measure)), Measure())
+
+    @property
+    def data_free(self) -> bool:
+        """Whether the data set is read for nothing but the accuracy on its test split."""
+        return any(isinstance(step, Train) and step.data_free for step in self.step)
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -382,7 +399,7 @@ def _with_teachers(step: Train) -> Train:
 
     methods = [
         dataclasses.replace(method, teachers=tuple(map(absolute_of, method.teachers)))
-        if isinstance(method, Distill)
+        if isinstance(method, Distill | DataFree)
         else method
         for method in step.method
     ]
@@ -577,6 +594,10 @@ def _check_order(recipe: Recipe, source: str) -> None:
             )
         if isinstance(step, Measure) and not artifact:
             raise RecipeError(f"{where} has nothing to measure: put a quantize or export step before it")
+        if isinstance(step, Train) and step.data_free and position:
+            raise RecipeError(f"{where} reads no data, so that no step before it may: put it first")
+        if isinstance(step, Train) and recipe.data_free and position and not step.data_free:
+            raise RecipeError(f"{where} trains on data, and step.0 (train) was to do without: leave one of them out")
         if isinstance(step, Train) and step.distils and recipe.dense_at == 0 and recipe.weights is None:
             raise RecipeError(f"{where} distils from this run's dense network, which this recipe never trains")
         if isinstance(step, Train) and step.distils and position < recipe.dense_at:

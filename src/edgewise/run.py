@@ -42,6 +42,7 @@ from edgewise.results import dense_row, files, gather, made_with, sealed, step_r
 from edgewise.steps import dense_reference, run_step
 from edgewise.tasks import task_of
 from edgewise.teachers import check_teacher
+from edgewise.unseen import described, opened
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def compress(
         recipe: what to do.
         out: the run's folder; by default ``runs/<recipe's name>``, numbered when taken.
         resume: go on with an interrupted run in that folder (by default the newest of the recipe's name).
-        images: the recipe's data, where they are loaded already.
+        images: the recipe's data, where they are loaded already; a recipe that does without reads none of them.
         progress: is told (what, done, total) while something lasts.
         log: is given each row of results.json as it is known, with the name of what "accuracy" is.
 
@@ -118,6 +119,8 @@ def _carry_out(context: Context, initial: nn.Module, log: Callable[[dict[str, An
                     run_step(context, Place(index, before, partial, dense))
             except TrainingDiverged as error:
                 raise TrainingDiverged(f"step {after.name}: {error}") from error
+        if index == 0 and context.recipe.data_free:
+            context = opened(context, after)
         log(step_row(after, index) | named)
         before = after
     return _finish(context, before, dense or _dense(context, before))
@@ -134,7 +137,9 @@ def prepare(
     Returns:
         What the run's steps share, its folder left open; and the network it starts from.
     """
-    if images is None:
+    if recipe.data_free:
+        images = described(recipe)
+    elif images is None:
         images = load_images(recipe, progress)
     channels, side, _ = images.input_shape
     builder = Builder(recipe.model, len(images.classes), channels, side, recipe.width)

@@ -20,7 +20,7 @@ from edgewise.context import Context, Place, Result, dicts, read_result, row
 from edgewise.devices.base import NOISY, Measurement
 from edgewise.devices.measure import measure, measure_until_quiet
 from edgewise.devices.runtimes import RUNTIMES, files_of
-from edgewise.distill.distillation import Distillation
+from edgewise.distill import DataFree, DataFreeDistillation, Distillation
 from edgewise.export import network
 from edgewise.export.few_bits import stored_codes
 from edgewise.export.formats import FORMATS, WHOLE
@@ -55,6 +55,7 @@ from edgewise.teachers import load_teacher
 from edgewise.train import TrainingMethod, evaluate, fit
 from edgewise.train.randomness import mixed_seed
 from edgewise.units import format_bytes
+from edgewise.unseen import keep_generated, opened
 
 
 def _known_accuracy(folder: Path) -> float | None:
@@ -74,13 +75,16 @@ def _train(context: Context, place: Place, config: Train) -> Result:
         losses.append(loss)
         clock.done(len(losses))
 
+    seed = mixed_seed(context.recipe.seed, place.index)
+    methods = [_method(context, place, method) for method in config.method]
+    taught = next((method for method in methods if isinstance(method, DataFreeDistillation)), None)
     model = fit(
         network.load(place.before),
-        context.task,
-        context.data.train,
+        taught.task if taught else context.task,
+        taught.split(config.batch) if taught else context.data.train,
         config,
-        methods=[_method(context, place, method) for method in config.method],
-        seed=mixed_seed(context.recipe.seed, place.index),
+        methods=methods,
+        seed=seed,
         device=context.device,
         progress=context.progress,
         checkpoint=place.after / CHECKPOINT,
@@ -92,7 +96,13 @@ def _train(context: Context, place: Place, config: Train) -> Result:
         notes.append(worse)
     network.save(model, context.builder, place.after)
     curve = {"epoch": list(range(1, len(losses) + 1)), "loss": losses}
-    return {"row": row(context, model), "curve": curve, "earlier_s": clock.earlier_s, "notes": notes}
+    told: Result = {"curve": curve, "earlier_s": clock.earlier_s, "notes": notes}
+    if taught:
+        teachers = [load_teacher(name, context.builder) for name in taught.config.teachers]
+        told["generated"] = keep_generated(taught, teachers, context.data, place.after, seed)
+        context = opened(context, place.after)
+        notes.append("no image of the data set was read: it was opened after the training, to test the network")
+    return {"row": row(context, model), **told}
 
 
 def _worse(context: Context, place: Place, model: nn.Module) -> str:
@@ -138,6 +148,8 @@ def _method(context: Context, place: Place, config: Any) -> TrainingMethod:
         if isinstance(config, kind):
             return made(config)
     teachers = [load_teacher(name, context.builder) for name in config.teachers]
+    if isinstance(config, DataFree):
+        return DataFreeDistillation(teachers, config, context.data.input_shape, len(context.data.classes))
     if not teachers:
         assert place.dense is not None  # the recipe's order was checked
         teachers = [network.load(place.dense)]
