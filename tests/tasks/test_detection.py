@@ -361,6 +361,11 @@ def test_answers_that_have_no_metric_are_refused() -> None:
         TASK.metric(random(2, 6, 4, 4), TRUE)
     with pytest.raises(ModelError, match="hold NaN or infinity"):
         TASK.metric(answered(*RIGHT) * float("nan"), TRUE)
+    for place in (0, 2, 5):  # a heatmap, an offset, a size
+        broken = perfect_outputs(TRUE, 2, 16, 16)
+        broken[0, place] = float("nan")
+        with pytest.raises(ModelError, match="hold NaN or infinity"):
+            TASK.metric(TASK.answers(broken), TRUE)
 
 
 # -- agreement ------------------------------------------------------------------------------------------------------

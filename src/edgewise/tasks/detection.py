@@ -180,14 +180,15 @@ def decode(outputs: Tensor, peaks: int = PEAKS) -> Tensor:
     heatmap, offset, size = split_outputs(outputs)
     classes, height, width = heatmap.shape[1:]
     # Logits have the order of probabilities and are equal less often, so the sigmoid comes last, and only for K.
-    peak = heatmap == F.max_pool2d(heatmap, 3, stride=1, padding=1)
-    logits = torch.where(peak, heatmap, NO_PEAK).flatten(1)
+    # Both comparisons are such that NaN stays NaN, and no metric is made of it.
+    lower = heatmap < F.max_pool2d(heatmap, 3, stride=1, padding=1)
+    logits = torch.where(lower, NO_PEAK, heatmap).flatten(1)
     best, index = logits.topk(min(peaks, classes * height * width), dim=1)
     label, place = index // (height * width), index % (height * width)
     at = place.unsqueeze(1).expand(-1, BOX, -1)
     x, y, w, h = torch.cat([offset, size], 1).flatten(2).gather(2, at).unbind(1)
     x, y, w, h = x + place % width, y + place // width, w.clamp(min=0), h.clamp(min=0)
-    score = torch.where(best > NO_PEAK, best.sigmoid(), 0)
+    score = torch.where(best <= NO_PEAK, 0, best.sigmoid())
     edges = [STRIDE * (x - w / 2), STRIDE * (y - h / 2), STRIDE * (x + w / 2), STRIDE * (y + h / 2)]
     return torch.stack([*edges, score, label.to(score.dtype)], 2)
 
