@@ -8,8 +8,20 @@ from torch import Tensor, nn
 
 from edgewise.data import Dataset, Split
 from edgewise.tasks.classification import Classification, same_class
+from edgewise.tasks.detection import Detection, overlapping_boxes, same_boxes
+from edgewise.tasks.precision import AveragePrecision, mean_average_precision
 
-__all__ = ["Classification", "Task", "same_class", "task_of"]
+__all__ = [
+    "AveragePrecision",
+    "Classification",
+    "Detection",
+    "Task",
+    "mean_average_precision",
+    "overlapping_boxes",
+    "same_boxes",
+    "same_class",
+    "task_of",
+]
 
 
 class Task(Protocol):
@@ -93,4 +105,7 @@ def task_of(data: Dataset) -> Task:
     return TASKS[data.kind](data.mean, data.std, len(data.classes))
 
 
-TASKS: dict[str, Callable[[tuple[float, ...], tuple[float, ...], int], Task]] = {"classification": Classification}
+TASKS: dict[str, Callable[[tuple[float, ...], tuple[float, ...], int], Task]] = {
+    "classification": Classification,
+    "detection": Detection,
+}
