@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from edgewise.data import cifar, fashion, folders, packs, prepare
+from edgewise.data import cifar, fashion, folders, packs, prepare, stego
 from edgewise.data.augment import crop, cutout, flip, mixup
 from edgewise.data.dataset import Dataset, Split, normalize
 from edgewise.data.prepare import fewer
@@ -40,7 +40,12 @@ def load(spec: str, *, held: float = 0.05, size: int | None = None, progress: Pr
         raise DataError(f"{spec}: size is {size}; it must be at least 1, the side of the images in pixels")
     if not 0 < held < 1:
         raise DataError(f"{spec}: held is {held}; it must be in (0, 1), the share of the training images to hold out")
-    decoded = source.read(Path(path).expanduser() if path else None, size, progress)
+    place = Path(path).expanduser() if path else None
+    if source.load is not None:
+        assert place is not None
+        return source.load(place, held, size, progress)
+    assert source.read is not None
+    decoded = source.read(place, size, progress)
     return prepare.dataset(decoded, spec, held, size)
 
 
@@ -69,5 +74,12 @@ SOURCES: dict[str, Source] = {
     ),
     "folder": Source(
         folders.read, "a folder of images for each class, of any size and format", path="FOLDER", path_needed=True
+    ),
+    "stego": Source(
+        None,
+        "pairs of a gray JPEG and itself with a message embedded, from a folder of gray images or a .npz of them",
+        path="IMAGES[?method=juniward&payload=0.4&quality=75]",
+        path_needed=True,
+        load=stego.load,
     ),
 }

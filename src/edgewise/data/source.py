@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from edgewise.data.dataset import Split
+from edgewise.data.dataset import Dataset, Split
 from edgewise.progress import Progress
 
 
@@ -48,18 +48,38 @@ class Reader(Protocol):
         ...
 
 
+class Loader(Protocol):
+    """Makes a whole data set, where labels are no classes that images could be split by."""
+
+    def __call__(self, path: Path, held: float, size: int | None, progress: Progress | None) -> Dataset:
+        """Read a source and split it three ways; see `Reader`.
+
+        Args:
+            path: what follows the colon of ``name:PATH``.
+            held: share of what is not tested on, to be held out; in (0, 1).
+            size: the side wanted, in pixels.
+            progress: is told (what, done, total).
+
+        Raises:
+            DataError: files that are missing, corrupt or not what the source expects.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Source:
     """A kind of data set that `load` knows.
 
     Args:
-        read: decodes it.
+        read: decodes it; or a whole data set is made by `load`.
         about: one line for people.
         path: what follows the colon, in capitals; empty where nothing does.
         path_needed: whether it may be left out.
+        load: in place of `read`; such a source has a path.
     """
 
-    read: Reader
+    read: Reader | None
     about: str
     path: str = ""
     path_needed: bool = False
+    load: Loader | None = None
