@@ -16,6 +16,7 @@ from edgewise.models.resnet import BasicBlock, Bottleneck, resnet
 from edgewise.models.sources import from_file, from_timm
 from edgewise.models.vgg import vgg
 from edgewise.models.weights import load_pretrained, load_weights
+from edgewise.models.xunet import xunet_jpeg
 
 __all__ = ["MODELS", "Architecture", "build", "check_output", "describe", "load_pretrained", "load_weights"]
 
@@ -111,4 +112,5 @@ MODELS: dict[str, Architecture] = {
     "convnext_small": Architecture(
         partial(convnext, (3, 3, 27, 3), (96, 192, 384, 768)), "7x7 depthwise, layer norm: 49.46 M parameters"
     ),
+    "xunet_jpeg": Architecture(xunet_jpeg, "steganalysis of gray JPEGs: 5.77 M parameters"),
 }

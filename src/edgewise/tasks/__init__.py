@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from edgewise.data import Split
 from edgewise.tasks.classification import Classification, same_class
+from edgewise.tasks.steganalysis import Steganalysis, detection_error
 
-__all__ = ["Classification", "Task", "same_class"]
+__all__ = ["Classification", "Steganalysis", "Task", "detection_error", "same_class"]
 
 
 class Task(Protocol):
