@@ -11,7 +11,7 @@ from edgewise.errors import DataError, UnknownName
     [
         ("fashion-mist", 'data "fashion-mist" is not known; did you mean "fashion-mnist"?'),
         ("cifar11", 'data "cifar11" is not known; did you mean "cifar10"?'),
-        ("", 'data "" is not known; known: cifar10, cifar100, coco, fashion-mnist, folder, pack, voc'),
+        ("", 'data "" is not known; known: cifar10, cifar100, coco, fashion-mnist, folder, pack, stego, voc'),
         ("Pack:somewhere", 'did you mean "pack"?'),
     ],
 )
@@ -31,6 +31,7 @@ def test_a_folder_without_its_kind_gets_it(tmp_path):
         ("pack", "pack:FOLDER"),
         ("pack:", "pack:FOLDER"),
         ("folder", "folder:FOLDER"),
+        ("stego:", "stego:IMAGES[?method=juniward&payload=0.4&quality=75]"),
         ("fashion-mnist:x", "fashion-mnist"),
     ],
 )
@@ -74,7 +75,8 @@ def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
 def test_every_source_says_how_to_name_it_and_what_it_is():
     names = data.names()
     paths = ["pack:FOLDER", "folder:FOLDER", "coco:FOLDER", "voc:FOLDER"]
-    assert list(names) == ["fashion-mnist", "cifar10[:PATH]", "cifar100[:PATH]", *paths]
+    pairs = "stego:IMAGES[?method=juniward&payload=0.4&quality=75]"
+    assert list(names) == ["fashion-mnist", "cifar10[:PATH]", "cifar100[:PATH]", *paths, pairs]
     assert all(about and "\n" not in about for about in names.values())
 
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from edgewise.data import box_packs, boxes, cifar, coco, fashion, folders, packs, prepare, voc
+from edgewise.data import box_packs, boxes, cifar, coco, fashion, folders, packs, prepare, stego, voc
 from edgewise.data.augment import crop, cutout, flip, mixup
 from edgewise.data.augment_boxes import flip_boxes, jitter, zoom_boxes
-from edgewise.data.dataset import Dataset, Split, normalize
+from edgewise.data.dataset import Dataset, Kind, Split, normalize
 from edgewise.data.prepare import fewer
 from edgewise.data.source import Source
 from edgewise.errors import DataError, UnknownName, nearest
@@ -13,6 +13,7 @@ from edgewise.progress import Progress
 
 __all__ = [
     "Dataset",
+    "Kind",
     "Source",
     "Split",
     "crop",
@@ -69,7 +70,9 @@ def load(
         return boxes.dataset(source.read_boxes(where), spec, held, size, skip_bad=skip_bad, progress=progress)
     if skip_bad:
         raise DataError(f"{spec}: skip_bad drops boxes, and it has none; leave it out")
-    assert source.read is not None  # the path that `read_boxes` needs is there
+    if source.load and where:
+        return source.load(where, held, size, progress)
+    assert source.read is not None  # the path that the others need is there
     return prepare.dataset(source.read(where, size, progress), spec, held, size)
 
 
@@ -116,5 +119,12 @@ SOURCES: dict[str, Source] = {
         path="FOLDER",
         path_needed=True,
         read_boxes=voc.read,
+    ),
+    "stego": Source(
+        None,
+        "pairs of a gray JPEG and itself with a message embedded, from a folder of gray images or a .npz of them",
+        path="IMAGES[?method=juniward&payload=0.4&quality=75]",
+        path_needed=True,
+        load=stego.load,
     ),
 }

@@ -88,10 +88,11 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _files(folder: Path) -> FilesByClass:
     """List the files of each class at any depth, sorted, without hidden ones."""
-    return {name: sorted(_visible(folder / name)) for name in _subfolders(folder)}
+    return {name: sorted(visible(folder / name)) for name in _subfolders(folder)}
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
+    """List the files of a folder at any depth, without hidden ones."""
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.data.dataset import Split
+from edgewise.data.dataset import Dataset, Split
 from edgewise.progress import Progress
 
 
@@ -43,6 +43,24 @@ class Reader(Protocol):
         Args:
             path: what follows the colon of ``name:PATH``.
             size: the side wanted, in pixels. A source whose images are all of one size may leave it to the caller.
+            progress: is told (what, done, total).
+
+        Raises:
+            DataError: files that are missing, corrupt or not what the source expects.
+        """
+        ...
+
+
+class Loader(Protocol):
+    """Makes a whole data set, where labels are no classes that images could be split by."""
+
+    def __call__(self, path: Path, held: float, size: int | None, progress: Progress | None) -> Dataset:
+        """Read a source and split it three ways; see `Reader`.
+
+        Args:
+            path: what follows the colon of ``name:PATH``.
+            held: share of what is not tested on, to be held out; in (0, 1).
+            size: the side wanted, in pixels.
             progress: is told (what, done, total).
 
         Raises:
@@ -113,11 +131,12 @@ class Source:
     """A kind of data set that `load` knows.
 
     Args:
-        read: decodes it; None where all that it can be is images with boxes.
+        read: decodes it; None where all that it can be is images with boxes, or pairs.
         about: one line for people.
         path: what follows the colon, in capitals; empty where nothing does.
         path_needed: whether it may be left out.
         read_boxes: lists images with boxes; where there is a ``read`` too, that one takes folders and this one files.
+        load: makes the whole data set in place of both; such a source has a path.
     """
 
     read: Reader | None
@@ -125,3 +144,4 @@ class Source:
     path: str = ""
     path_needed: bool = False
     read_boxes: BoxReader | None = None
+    load: Loader | None = None

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from edgewise.data.dataset import Kind
 from edgewise.errors import ModelError, UnknownName, nearest
 from edgewise.models.centernet import centernet_mobilenet_v2, centernet_resnet, centernet_tiny
 from edgewise.models.cifar_resnet import cifar_resnet
@@ -18,6 +19,7 @@ from edgewise.models.resnet import BasicBlock, Bottleneck, resnet
 from edgewise.models.sources import from_file, from_timm
 from edgewise.models.vgg import vgg
 from edgewise.models.weights import load_pretrained, load_weights
+from edgewise.models.xunet import xunet_jpeg
 
 __all__ = [
     "MODELS",
@@ -37,7 +39,7 @@ class Architecture:
 
     build: Callable[..., nn.Module]
     about: str
-    kind: Literal["classification", "detection"] = "classification"
+    kind: Kind = "classification"
 
 
 def build(name: str, *, classes: int = 10, channels: int = 3, size: int = 32, width: float = 1.0) -> nn.Module:
@@ -137,4 +139,5 @@ MODELS: dict[str, Architecture] = {
         "finds boxes, on ResNet-50: 24.59 M parameters",
         "detection",
     ),
+    "xunet_jpeg": Architecture(xunet_jpeg, "steganalysis of gray JPEGs: 5.77 M parameters", "steganalysis"),
 }

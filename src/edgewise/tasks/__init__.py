@@ -6,16 +6,19 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from edgewise.data import Dataset, Split
+from edgewise.data import Dataset, Kind, Split
 from edgewise.tasks.classification import Classification, same_class
 from edgewise.tasks.detection import Detection, overlapping_boxes, same_boxes
 from edgewise.tasks.precision import AveragePrecision, mean_average_precision
+from edgewise.tasks.steganalysis import Steganalysis, detection_error
 
 __all__ = [
     "AveragePrecision",
     "Classification",
     "Detection",
+    "Steganalysis",
     "Task",
+    "detection_error",
     "mean_average_precision",
     "overlapping_boxes",
     "same_boxes",
@@ -102,10 +105,11 @@ class Task(Protocol):
 
 def task_of(data: Dataset) -> Task:
     """Return what the networks of a data set learn."""
-    return TASKS[data.kind](data.mean, data.std, len(data.classes))
+    return TASKS[data.kind](data)
 
 
-TASKS: dict[str, Callable[[tuple[float, ...], tuple[float, ...], int], Task]] = {
-    "classification": Classification,
-    "detection": Detection,
+TASKS: dict[Kind, Callable[[Dataset], Task]] = {
+    "classification": lambda data: Classification(data.mean, data.std, len(data.classes)),
+    "detection": lambda data: Detection(data.mean, data.std, len(data.classes)),
+    "steganalysis": lambda data: Steganalysis(data.mean, data.std),
 }
