@@ -11,7 +11,7 @@ from edgewise.errors import DataError, UnknownName
     [
         ("fashion-mist", 'data "fashion-mist" is not known; did you mean "fashion-mnist"?'),
         ("cifar11", 'data "cifar11" is not known; did you mean "cifar10"?'),
-        ("", 'data "" is not known; known: cifar10, cifar100, fashion-mnist, folder, pack'),
+        ("", 'data "" is not known; known: cifar10, cifar100, coco, fashion-mnist, folder, pack, voc'),
         ("Pack:somewhere", 'did you mean "pack"?'),
     ],
 )
@@ -73,7 +73,8 @@ def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
 
 def test_every_source_says_how_to_name_it_and_what_it_is():
     names = data.names()
-    assert list(names) == ["fashion-mnist", "cifar10[:PATH]", "cifar100[:PATH]", "pack:FOLDER", "folder:FOLDER"]
+    paths = ["pack:FOLDER", "folder:FOLDER", "coco:FOLDER", "voc:FOLDER"]
+    assert list(names) == ["fashion-mnist", "cifar10[:PATH]", "cifar100[:PATH]", *paths]
     assert all(about and "\n" not in about for about in names.values())
 
 

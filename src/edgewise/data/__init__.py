@@ -2,26 +2,50 @@
 
 from pathlib import Path
 
-from edgewise.data import cifar, fashion, folders, packs, prepare
+from edgewise.data import box_packs, boxes, cifar, coco, fashion, folders, packs, prepare, voc
 from edgewise.data.augment import crop, cutout, flip, mixup
+from edgewise.data.augment_boxes import flip_boxes, jitter, zoom_boxes
 from edgewise.data.dataset import Dataset, Split, normalize
 from edgewise.data.prepare import fewer
 from edgewise.data.source import Source
 from edgewise.errors import DataError, UnknownName, nearest
 from edgewise.progress import Progress
 
-__all__ = ["Dataset", "Source", "Split", "crop", "cutout", "fewer", "flip", "load", "mixup", "names", "normalize"]
+__all__ = [
+    "Dataset",
+    "Source",
+    "Split",
+    "crop",
+    "cutout",
+    "fewer",
+    "flip",
+    "flip_boxes",
+    "jitter",
+    "load",
+    "mixup",
+    "names",
+    "normalize",
+    "zoom_boxes",
+]
 
 
-def load(spec: str, *, held: float = 0.05, size: int | None = None, progress: Progress | None = None) -> Dataset:
+def load(
+    spec: str,
+    *,
+    held: float = 0.05,
+    size: int | None = None,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> Dataset:
     """Load a data set.
 
     Args:
         spec: ``NAME`` or ``NAME:PATH``, as `names` lists them.
         held: share of the training images, of each class alike, that becomes the held-out split; in (0, 1). Always
-            the same images, whatever the run's seed.
+            the same images, whatever the run's seed. Boxes that come with a validation split have that held out.
         size: side in pixels to resize images to, antialiased; None keeps them as they are, and in a folder, whose
-            images may have any size, chooses one near theirs.
+            images may have any size, and for images with boxes chooses one near theirs.
+        skip_bad: drop and count boxes that lie outside their image or have no area, instead of refusing them.
         progress: is told (what, done, total).
 
     Raises:
@@ -40,8 +64,13 @@ def load(spec: str, *, held: float = 0.05, size: int | None = None, progress: Pr
         raise DataError(f"{spec}: size is {size}; it must be at least 1, the side of the images in pixels")
     if not 0 < held < 1:
         raise DataError(f"{spec}: held is {held}; it must be in (0, 1), the share of the training images to hold out")
-    decoded = source.read(Path(path).expanduser() if path else None, size, progress)
-    return prepare.dataset(decoded, spec, held, size)
+    where = Path(path).expanduser() if path else None
+    if source.read_boxes and where and (source.read is None or where.is_file()):
+        return boxes.dataset(source.read_boxes(where), spec, held, size, skip_bad=skip_bad, progress=progress)
+    if skip_bad:
+        raise DataError(f"{spec}: skip_bad drops boxes, and it has none; leave it out")
+    assert source.read is not None  # the path that `read_boxes` needs is there
+    return prepare.dataset(source.read(where, size, progress), spec, held, size)
 
 
 def names() -> dict[str, str]:
@@ -65,9 +94,27 @@ SOURCES: dict[str, Source] = {
         path="PATH",
     ),
     "pack": Source(
-        packs.read, "train.npz and test.npz or val.npz of encoded images with labels", path="FOLDER", path_needed=True
+        packs.read,
+        "train.npz and test.npz or val.npz of encoded images with labels; or a FILE.npz of images with boxes",
+        path="FOLDER",
+        path_needed=True,
+        read_boxes=box_packs.read,
     ),
     "folder": Source(
         folders.read, "a folder of images for each class, of any size and format", path="FOLDER", path_needed=True
+    ),
+    "coco": Source(
+        None,
+        "images with boxes: annotations/instances_*.json, or SPLIT/_annotations.coco.json",
+        path="FOLDER",
+        path_needed=True,
+        read_boxes=coco.read,
+    ),
+    "voc": Source(
+        None,
+        "images with boxes: Annotations, JPEGImages and ImageSets/Main of Pascal VOC",
+        path="FOLDER",
+        path_needed=True,
+        read_boxes=voc.read,
     ),
 }

@@ -42,27 +42,51 @@ def read(path: Path | None, size: int | None = None, progress: Progress | None =
 
 
 def _arrays(file: Path) -> Arrays:
-    """Read a pack file and see that its arrays fit together."""
+    """Read a pack file of labelled images and see that its arrays fit together."""
+    arrays = read_arrays(file, "labels", "a pack is a folder with train.npz and test.npz or val.npz")
+    offsets, labels = arrays["offsets"], arrays["labels"]
+    if labels.ndim != 1 or labels.dtype.kind not in "ui":
+        raise DataError(f"{file}: labels is {labels.dtype} {list(labels.shape)}; it must be a row of integers")
+    if len(offsets) != len(labels) + 1 or len(labels) == 0:
+        raise DataError(f"{file}: {len(offsets)} offsets and {len(labels)} labels; N labels need N + 1 offsets, N > 0")
+    return arrays
+
+
+def read_arrays(file: Path, annotation: str, expected: str) -> Arrays:
+    """Read a file of encoded images.
+
+    Args:
+        file: the pack.
+        annotation: the array that says what the images show.
+        expected: what the user is told where there is no such file.
+
+    Raises:
+        DataError: no such file, a corrupt one, one without the arrays; images that do not lie one after another.
+    """
     try:
         with np.load(file, allow_pickle=False) as pack:
             arrays = {name: pack[name] for name in pack.files}
     except FileNotFoundError as error:
-        raise DataError(f"{file} is missing; a pack is a folder with train.npz and test.npz or val.npz") from error
+        raise DataError(f"{file} is missing; {expected}") from error
     except (OSError, ValueError, EOFError, BadZipFile, TypeError, AttributeError) as error:
         raise DataError(f"{file} cannot be read ({error}); it may be corrupt") from error
-    missing = {"data", "offsets", "labels"} - arrays.keys()
+    missing = {"data", "offsets", annotation} - arrays.keys()
     if missing:
         raise DataError(f"{file} holds no {' and no '.join(sorted(missing))}; is it a pack of labelled images?")
-    data, offsets, labels = arrays["data"], arrays["offsets"], arrays["labels"]
-    for name, array, kinds in (("data", data, "u"), ("offsets", offsets, "ui"), ("labels", labels, "ui")):
+    data, offsets = arrays["data"], arrays["offsets"]
+    for name, array, kinds in (("data", data, "u"), ("offsets", offsets, "ui")):
         if array.ndim != 1 or array.dtype.kind not in kinds or (name == "data" and array.dtype != np.uint8):
             raise DataError(f"{file}: {name} is {array.dtype} {list(array.shape)}; it must be a row of integers")
-    if len(offsets) != len(labels) + 1 or len(labels) == 0:
-        raise DataError(f"{file}: {len(offsets)} offsets and {len(labels)} labels; N labels need N + 1 offsets, N > 0")
     edges = offsets.astype(np.int64)
-    if edges[0] < 0 or edges[-1] > len(data) or (np.diff(edges) <= 0).any():
+    if len(edges) == 0 or edges[0] < 0 or edges[-1] > len(data) or (np.diff(edges) <= 0).any():
         raise DataError(f"{file}: the offsets do not rise from 0 to the {len(data)} bytes of data; it may be corrupt")
     return arrays
+
+
+def split_bytes(arrays: Arrays) -> list[bytes]:
+    """Return the encoded images of a file one by one."""
+    data = arrays["data"].tobytes()
+    return [data[start:end] for start, end in pairwise(arrays["offsets"].tolist())]
 
 
 def _classes(train: Arrays) -> tuple[str, ...]:
@@ -77,7 +101,5 @@ def _classes(train: Arrays) -> tuple[str, ...]:
 
 
 def _split(arrays: Arrays, file: Path, size: int | None, progress: Progress | None) -> Split:
-    data, edges = arrays["data"].tobytes(), arrays["offsets"].tolist()
-    encoded = [data[start:end] for start, end in pairwise(edges)]
-    images = decode(encoded, size, lambda index: f"{file}: image {index}", progress)
+    images = decode(split_bytes(arrays), size, lambda index: f"{file}: image {index}", progress)
     return Split(images, torch.from_numpy(arrays["labels"].astype(np.int64)))

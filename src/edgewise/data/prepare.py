@@ -119,7 +119,7 @@ def hold_out(name: str, classes: tuple[str, ...], train: Split, share: float) ->
 
 
 def fewer(dataset: Dataset, images: int, seed: int) -> Dataset:
-    """Keep some of the training images: of every class as many, as far as it has them.
+    """Keep some of the training images: of every class as many, as far as it has them; with boxes, any of them.
 
     Args:
         dataset: stays as it is; what is held out, the test, the mean and the checksum are those of all images.
@@ -133,10 +133,11 @@ def fewer(dataset: Dataset, images: int, seed: int) -> Dataset:
     if images > len(train):
         raise DataError(f"{dataset.name}: images = {images}, but it has {len(train)} to train on")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    order = order[torch.argsort(train.labels[order], stable=True)]
-    counts = torch.bincount(train.labels)
+    labels = train.labels if dataset.kind == "classification" else torch.zeros(len(train), dtype=torch.int64)
+    order = order[torch.argsort(labels[order], stable=True)]
+    counts = torch.bincount(labels)
     starts = torch.cumsum(counts, 0) - counts
-    turn = torch.arange(len(order)) - starts[train.labels[order]]  # the how-manieth of its class
+    turn = torch.arange(len(order)) - starts[labels[order]]  # the how-manieth of its class
     chosen = order[torch.argsort(turn, stable=True)[:images]].sort().values
     about = f"trained on {images:,} of {len(train):,} images"
     return replace(

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgewise.data.dataset import Split
 from edgewise.progress import Progress
 
@@ -49,17 +52,76 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An encoded image and the boxes drawn on it.
+
+    Args:
+        image: a file, or the content of one.
+        name: how to call the image in a message.
+        classes: the class of each box, by name.
+        boxes: float64 [n, 4], each (x1, y1, x2, y2): its edges in pixels, from 0 to the image's width and height.
+        called: how to call each box in a message.
+        size: the (width, height) that the boxes were drawn on; None where nothing states it.
+    """
+
+    image: Path | bytes
+    name: str
+    classes: tuple[str, ...]
+    boxes: NDArray[np.float64]
+    called: tuple[str, ...]
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """Images with boxes as a source lists them, before any is decoded.
+
+    Args:
+        name: what to call the data set where people read.
+        classes: the names of the classes, in the order of their numbers; those without a box may be among them.
+        train: the training images.
+        val: those to hold out; empty where the source has none.
+        test: those that are only reported; empty where the source has none.
+        note: what was left out.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: tuple[Picture, ...]
+    val: tuple[Picture, ...]
+    test: tuple[Picture, ...]
+    note: str = ""
+
+
+class BoxReader(Protocol):
+    """Reads the annotations of a source of boxes."""
+
+    def __call__(self, path: Path) -> Annotated:
+        """List the images and boxes of a source.
+
+        Args:
+            path: what follows the colon of ``name:PATH``.
+
+        Raises:
+            DataError: files that are missing, unreadable or not what the source expects.
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class Source:
     """A kind of data set that `load` knows.
 
     Args:
-        read: decodes it.
+        read: decodes it; None where all that it can be is images with boxes.
         about: one line for people.
         path: what follows the colon, in capitals; empty where nothing does.
         path_needed: whether it may be left out.
+        read_boxes: lists images with boxes; where there is a ``read`` too, that one takes folders and this one files.
     """
 
-    read: Reader
+    read: Reader | None
     about: str
     path: str = ""
     path_needed: bool = False
+    read_boxes: BoxReader | None = None

@@ -4,28 +4,40 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from torch import nn
 
 from edgewise.errors import ModelError, UnknownName, nearest
+from edgewise.models.centernet import centernet_mobilenet_v2, centernet_resnet, centernet_tiny
 from edgewise.models.cifar_resnet import cifar_resnet
 from edgewise.models.convnext import convnext
 from edgewise.models.mobilenet import mobilenet_v2
-from edgewise.models.output import check_output
+from edgewise.models.output import check_maps, check_output
 from edgewise.models.resnet import BasicBlock, Bottleneck, resnet
 from edgewise.models.sources import from_file, from_timm
 from edgewise.models.vgg import vgg
 from edgewise.models.weights import load_pretrained, load_weights
 
-__all__ = ["MODELS", "Architecture", "build", "check_output", "describe", "load_pretrained", "load_weights"]
+__all__ = [
+    "MODELS",
+    "Architecture",
+    "build",
+    "check_maps",
+    "check_output",
+    "describe",
+    "load_pretrained",
+    "load_weights",
+]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A reference network: its builder (classes, channels, size, width) and a line about it."""
+    """A reference network: its builder (classes, channels, size, width), a line about it, and what it is for."""
 
     build: Callable[..., nn.Module]
     about: str
+    kind: Literal["classification", "detection"] = "classification"
 
 
 def build(name: str, *, classes: int = 10, channels: int = 3, size: int = 32, width: float = 1.0) -> nn.Module:
@@ -37,7 +49,7 @@ def build(name: str, *, classes: int = 10, channels: int = 3, size: int = 32, wi
     Args:
         name: of `MODELS`; ``timm:NAME``; or ``FILE.py:FUNCTION``, a function that returns a network and is given
             those of the keywords classes, channels and size that it takes.
-        classes: numbers the network returns for each image.
+        classes: numbers the network returns for each image; of a detector, heatmaps, and four maps besides.
         channels: colour channels of an image.
         size: side of an image in pixels.
         width: multiplies the channels of every layer, to a multiple of 8; reference networks only.
@@ -110,5 +122,19 @@ MODELS: dict[str, Architecture] = {
     ),
     "convnext_small": Architecture(
         partial(convnext, (3, 3, 27, 3), (96, 192, 384, 768)), "7x7 depthwise, layer norm: 49.46 M parameters"
+    ),
+    "centernet_tiny": Architecture(centernet_tiny, "finds boxes, small: 0.31 M parameters", "detection"),
+    "centernet_mobilenet_v2": Architecture(
+        centernet_mobilenet_v2, "finds boxes, on MobileNetV2: 1.99 M parameters", "detection"
+    ),
+    "centernet_resnet18": Architecture(
+        partial(centernet_resnet, BasicBlock, (2, 2, 2, 2)),
+        "finds boxes, on ResNet-18: 11.89 M parameters",
+        "detection",
+    ),
+    "centernet_resnet50": Architecture(
+        partial(centernet_resnet, Bottleneck, (3, 4, 6, 3)),
+        "finds boxes, on ResNet-50: 24.59 M parameters",
+        "detection",
     ),
 }

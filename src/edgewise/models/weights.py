@@ -13,6 +13,7 @@ from edgewise.errors import ModelError, one_line
 
 CHECKPOINT_KEYS = ("state_dict", "model")  # under which a training's checkpoint holds the weights
 PREFIXES = ("_orig_mod.", "module.")  # what torch.compile and DataParallel put before every name
+BACKBONE = "backbone."  # the part of a detector that is a classifier without its last layers
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
@@ -39,7 +40,8 @@ def load_pretrained(model: nn.Module, path: str | Path, classes: int) -> tuple[n
     """Give a copy of a network weights that it is trained further from, of as many classes as there may be.
 
     As `load_weights`, but where the file's classifier has other outputs, and nothing else differs, the network keeps
-    its own.
+    its own. And where the network has a part called "backbone" and the file is of a classifier, all tensors of the
+    backbone must be in the file; the network keeps its own of all other parts, and what else is in the file is left.
 
     Args:
         model: the network that will be trained.
@@ -47,7 +49,7 @@ def load_pretrained(model: nn.Module, path: str | Path, classes: int) -> tuple[n
         classes: how many the network tells apart; only a layer of so many outputs is taken for its classifier.
 
     Returns:
-        The copy, and the name of the layer that it keeps; empty where all weights fit.
+        The copy, and the names of the layers or parts that it keeps, with commas between; empty where all weights fit.
 
     Raises:
         ModelError: as `load_weights`.
@@ -59,11 +61,15 @@ def _loaded(model: nn.Module, file: Path, classes: int | None = None) -> tuple[n
     """Copy the weights that fit, refuse any that do not, and name the classifier if it was left out."""
     expected = model.state_dict()
     found = _without_prefixes(_tensors(_read(file), file), expected)
+    kept = ""
+    if classes is not None and (of_backbone := _of_backbone(found, expected)):
+        found = of_backbone
+        kept = ", ".join(dict.fromkeys(key.partition(".")[0] for key in expected if not key.startswith(BACKBONE)))
+        expected = {key: tensor for key, tensor in expected.items() if key.startswith(BACKBONE)}
     missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in found if key not in expected]
     shared = [key for key in found if key in expected]
     misshaped = [key for key in shared if _matrix(found[key].shape) != _matrix(expected[key].shape)]
-    kept = ""
     if classes is not None and _is_classifier(misshaped, found, expected, classes):
         kept = misshaped[0].rpartition(".")[0]
         shared, misshaped = [key for key in shared if key not in misshaped], []
@@ -125,6 +131,13 @@ def _without_prefixes(found: dict[str, Tensor], expected: Mapping[str, Tensor]) 
         if all(key.startswith(prefix) for key in found) and not any(key.startswith(prefix) for key in expected):
             found = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
     return found
+
+
+def _of_backbone(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those of a classifier's tensors that a detector's backbone has, by its names; none of any other file."""
+    if any(key in expected for key in found):
+        return {}
+    return {name: tensor for key, tensor in found.items() if (name := BACKBONE + key) in expected}
 
 
 def _matrix(shape: Size) -> tuple[int, ...]:

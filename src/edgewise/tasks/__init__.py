@@ -7,8 +7,19 @@ from torch import Tensor, nn
 
 from edgewise.data import Split
 from edgewise.tasks.classification import Classification, same_class
+from edgewise.tasks.detection import Detection, overlapping_boxes, same_boxes
+from edgewise.tasks.precision import AveragePrecision, mean_average_precision
 
-__all__ = ["Classification", "Task", "same_class"]
+__all__ = [
+    "AveragePrecision",
+    "Classification",
+    "Detection",
+    "Task",
+    "mean_average_precision",
+    "overlapping_boxes",
+    "same_boxes",
+    "same_class",
+]
 
 
 class Task(Protocol):
