@@ -58,7 +58,7 @@ def check(folder: Path) -> Iterator[Check]:
     yield _unchanged(folder, manifest)
     recipe = read(folder / RECIPE)
     try:
-        images = data.load(recipe.data, held=recipe.held, size=recipe.size)
+        images = data.load(recipe.data, held=recipe.held, size=recipe.size, skip_bad=recipe.skip_bad)
     except DataError as error:
         raise DataError(f"{error}; the files are unchanged, equality and accuracy could not be checked") from error
     yield _same_images(recipe, images, manifest)

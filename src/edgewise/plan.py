@@ -397,7 +397,8 @@ def plan(wish: Wish, decision: Decision, share: float = 1.0) -> Recipe:
     if decision.prune:
         step = {"kind": "prune", "allocate": "knapsack", "budget": True, "budget_share": share, **IMPORTANCE}
         steps.append(step)
-        distil = {"kind": "distill"}
+        detects = wish.model in models.MODELS and models.MODELS[wish.model].kind == "detection"
+        distil = {"kind": "distill_detector" if detects else "distill"}
         train = {"kind": "train", "epochs": wish.epochs, "precision": wish.precision, "lr": FINE_TUNING_LR}
         steps.append({**train, "undo_if_worse": True, "method": [distil]})
     if decision.precision == "int8":

@@ -17,7 +17,6 @@ from edgewise.devices.kernels import kernels
 from edgewise.devices.local import sums_saturate
 from edgewise.devices.measure import measure
 from edgewise.devices.runtimes import RUNTIMES
-from edgewise.distill.distillation import Distill, Distillation
 from edgewise.export import network
 from edgewise.export.compact import write
 from edgewise.export.formats import shipped_as
@@ -43,6 +42,7 @@ from edgewise.quantize.sensitivity import IMAGES
 from edgewise.quantize.simulate import integer_outputs
 from edgewise.quantize.ties import avoid_ties_
 from edgewise.recipe import Export
+from edgewise.teachers import taught_by
 from edgewise.train import fit
 from edgewise.train.config import TrainConfig
 from edgewise.train.evaluate import evaluate
@@ -219,7 +219,7 @@ def _train(context: Context, place: Place, config: Quantize, quantizer: Quantize
         context.task,
         context.data.train,
         training,
-        methods=[Lsq(), Distillation([teacher.to(context.device)], Distill())],
+        methods=[Lsq(), taught_by(context, [teacher.to(context.device)])],
         seed=mixed_seed(context.recipe.seed, place.index),
         device=context.device,
         progress=context.progress,

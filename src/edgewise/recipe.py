@@ -21,6 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from edgewise.budget import Limits
 from edgewise.cost.budget import Limit
 from edgewise.distill.data_free import DataFree
+from edgewise.distill.detector import DistillDetector
 from edgewise.distill.distillation import Distill
 from edgewise.errors import RecipeError, nearest
 from edgewise.prune.config import Prune
@@ -81,6 +82,7 @@ class Train(TrainConfig):
     method: tuple[
         Annotated[
             Distill
+            | DistillDetector
             | DataFree
             | Hesso
             | Dhspg
@@ -103,13 +105,20 @@ class Train(TrainConfig):
         _check_together(self.method)
         if self.data_free and self.augment:
             raise ValueError(f"augment = {list(self.augment)}: generated images are not augmented, so augment = []")
-        if self.data_free and (self.undo_if_worse or any(isinstance(method, Distill) for method in self.method)):
+        if self.data_free and (
+            self.undo_if_worse or any(isinstance(method, Distill | DistillDetector) for method in self.method)
+        ):
             raise ValueError("data_free has no images that distill or undo_if_worse could ask about: leave them out")
+        for method in self.method:
+            if isinstance(method, Distill) and method.cache and self.augment:
+                raise ValueError(
+                    f"augment = {list(self.augment)} changes the images whose answers cache keeps: augment = []"
+                )
 
     @property
     def distils(self) -> bool:
         """Whether it needs this run's dense network as a teacher."""
-        return any(isinstance(method, Distill) and not method.teachers for method in self.method)
+        return any(isinstance(method, Distill | DistillDetector) and not method.teachers for method in self.method)
 
     @property
     def data_free(self) -> bool:
@@ -201,6 +210,7 @@ STEPS: dict[str, type[Any]] = {
 }
 METHODS: dict[str, type[Any]] = {
     "distill": Distill,
+    "distill_detector": DistillDetector,
     "data_free": DataFree,
     "hesso": Hesso,
     "dhspg": Dhspg,
@@ -230,6 +240,7 @@ class Recipe:
         size: side in pixels that images are resized to; by default their own.
         held: share of the training split that is held out for every choice a method makes.
         images: how many training images are used, of every class alike, drawn with the seed; by default all.
+        skip_bad: leave out, and count, boxes of no area or outside their image, which are refused otherwise.
         device: where training runs: "cpu", "cuda", or "auto" for the accelerator if there is one.
         budget: limits that the result is held against.
         notes: why the recipe is as it is, for people.
@@ -246,6 +257,7 @@ class Recipe:
     size: int | None = None
     held: float = 0.05
     images: int | None = None
+    skip_bad: bool = False
     device: str = "auto"
     budget: Limits | None = None
     notes: tuple[str, ...] = ()
@@ -399,7 +411,7 @@ def _with_teachers(step: Train) -> Train:
 
     methods = [
         dataclasses.replace(method, teachers=tuple(map(absolute_of, method.teachers)))
-        if isinstance(method, Distill | DataFree)
+        if isinstance(method, Distill | DistillDetector | DataFree)
         else method
         for method in step.method
     ]

@@ -213,7 +213,7 @@ class Loaded:
 
     def __call__(self, recipe: Recipe) -> Dataset:
         """Return a recipe's images."""
-        wanted = (recipe.data, recipe.held, recipe.size, recipe.images, recipe.seed)
+        wanted = (recipe.data, recipe.held, recipe.size, recipe.images, recipe.skip_bad, recipe.seed)
         if wanted != self._wanted:
             self._images, self._wanted = load_images(recipe, self.progress), wanted
         return self._images

@@ -25,6 +25,7 @@ from edgewise.cost.budget import Limit
 from edgewise.data import Dataset
 from edgewise.devices.local import available_cores
 from edgewise.devices.runtimes import RUNTIMES, files_of
+from edgewise.distill import Distill, DistillDetector
 from edgewise.errors import BudgetError, RecipeError, TrainingDiverged, nearest
 from edgewise.export import network
 from edgewise.export.formats import check_installed
@@ -37,11 +38,12 @@ from edgewise.progress import Progress
 from edgewise.prune.candidates import CARE
 from edgewise.prune.config import Prune
 from edgewise.prune.structured import prune
-from edgewise.recipe import Export, Measure, Recipe
+from edgewise.recipe import Export, Measure, Recipe, Train
 from edgewise.results import dense_row, files, gather, made_with, sealed, step_row
 from edgewise.steps import dense_reference, run_step
-from edgewise.tasks import task_of
+from edgewise.tasks import Detection, Task, task_of
 from edgewise.teachers import check_teacher
+from edgewise.train.loop import with_choices
 from edgewise.unseen import described, opened
 
 
@@ -152,17 +154,35 @@ def prepare(
         notes = (f'"{fresh}" begins anew: the weights are of other classes',) if fresh else ()
     elif recipe.weights is not None:
         model = models.load_weights(model, recipe.weights)
-    task_of(images).check_network(model, images.input_shape)
+    task = task_of(images)
+    task.check_network(model, images.input_shape)
+    _check_trainings(recipe, task)
     for name in recipe.teachers:
-        check_teacher(name, builder, task_of(images), images.input_shape)
+        check_teacher(name, builder, task, images.input_shape)
     context = Context(recipe, Path(), images, builder, _device(recipe.device), progress, notes)
     check_steps(recipe, model, context.example)
     return context, model
 
 
+def _check_trainings(recipe: Recipe, task: Task) -> None:
+    """Refuse trainings whose augmentation or teachers mean nothing to the task."""
+    teaching, other = (Distill, "distill_detector") if isinstance(task, Detection) else (DistillDetector, "distill")
+    for index, step in enumerate(recipe.step):
+        if not isinstance(step, Train) or step.data_free:
+            continue
+        try:
+            with_choices(task, step)
+        except ValueError as error:
+            raise RecipeError(f"step.{index} (train): {error}") from error
+        if wrong := [method.kind for method in step.method if isinstance(method, teaching)]:
+            raise RecipeError(
+                f'step.{index} (train): "{wrong[0]}" is for other data than {recipe.data}: take "{other}"'
+            )
+
+
 def load_images(recipe: Recipe, progress: Progress | None = None) -> Dataset:
     """Load a recipe's data, of the training images only as many as it uses."""
-    images = data.load(recipe.data, held=recipe.held, size=recipe.size, progress=progress)
+    images = data.load(recipe.data, held=recipe.held, size=recipe.size, skip_bad=recipe.skip_bad, progress=progress)
     return images if recipe.images is None else data.fewer(images, recipe.images, recipe.seed)
 
 

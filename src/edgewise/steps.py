@@ -20,7 +20,7 @@ from edgewise.context import Context, Place, Result, dicts, read_result, row
 from edgewise.devices.base import NOISY, Measurement
 from edgewise.devices.measure import measure, measure_until_quiet
 from edgewise.devices.runtimes import RUNTIMES, files_of
-from edgewise.distill import DataFree, DataFreeDistillation, Distillation
+from edgewise.distill import DataFree, DataFreeDistillation
 from edgewise.export import network
 from edgewise.export.few_bits import stored_codes
 from edgewise.export.formats import FORMATS, WHOLE
@@ -51,7 +51,7 @@ from edgewise.sparse import (
     ZerosKept,
 )
 from edgewise.sparse_step import net_trim_step, sparsify_step
-from edgewise.teachers import load_teacher
+from edgewise.teachers import load_teacher, taught_by
 from edgewise.train import TrainingMethod, evaluate, fit
 from edgewise.train.randomness import mixed_seed
 from edgewise.units import format_bytes
@@ -153,7 +153,7 @@ def _method(context: Context, place: Place, config: Any) -> TrainingMethod:
     if not teachers:
         assert place.dense is not None  # the recipe's order was checked
         teachers = [network.load(place.dense)]
-    return Distillation(teachers, config, context.task, context.data.train)
+    return taught_by(context, teachers, config)
 
 
 OF_WEIGHTS: dict[type, Callable[[Any], TrainingMethod]] = {

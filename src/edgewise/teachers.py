@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from edgewise import models
+from edgewise.context import Context
+from edgewise.distill import DetectorDistillation, Distill, Distillation, DistillDetector
 from edgewise.errors import ModelError, RecipeError
 from edgewise.export import network
 from edgewise.export.network import STRUCTURE, Builder
-from edgewise.tasks import Task
+from edgewise.tasks import Detection, Task
+from edgewise.train import TrainingMethod
 
 
 def load_teacher(name: str, student: Builder) -> nn.Module:
@@ -31,6 +35,23 @@ def load_teacher(name: str, student: Builder) -> nn.Module:
     if model and Path(file).is_file():
         return models.load_weights(replace(student, model=model, width=1.0).build(), file).eval()
     raise RecipeError(f'teacher "{name}": no run folder with a network, and no MODEL:FILE of weights')
+
+
+def taught_by(
+    context: Context, teachers: Sequence[nn.Module], config: Distill | DistillDetector | None = None
+) -> TrainingMethod:
+    """Return the training method by which a network learns from teachers, of the kind that the run's task needs.
+
+    Args:
+        context: of the run.
+        teachers: one or more.
+        config: what is learnt from them; by default the kind's own settings.
+    """
+    if isinstance(context.task, Detection):
+        detector = config if isinstance(config, DistillDetector) else DistillDetector()
+        return DetectorDistillation(teachers, detector, context.task, context.data.train)
+    logits = config if isinstance(config, Distill) else Distill()
+    return Distillation(teachers, logits, context.task, context.data.train)
 
 
 def check_teacher(name: str, student: Builder, task: Task, input_shape: tuple[int, int, int]) -> None:

@@ -142,7 +142,7 @@ def fewer(dataset: Dataset, images: int, seed: int) -> Dataset:
     about = f"trained on {images:,} of {len(train):,} images"
     return replace(
         dataset,
-        train=Split(train.images[chosen], train.labels[chosen]),
+        train=train.part(chosen),
         note=f"{dataset.note}; {about}" if dataset.note else about,
     )
 

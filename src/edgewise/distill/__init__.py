@@ -9,6 +9,7 @@ from edgewise.distill.data_free import (
     generator_loss,
     moment_loss,
 )
+from edgewise.distill.detector import DetectorDistillation, DistillDetector, retained_heatmap_loss
 from edgewise.distill.distillation import Distill, Distillation
 from edgewise.distill.features import attention_loss, hint_loss, relational_loss, similarity_loss
 from edgewise.distill.generator import Generator
@@ -17,7 +18,9 @@ from edgewise.distill.logits import dkd_loss, kd_loss, mean_logits
 __all__ = [
     "DataFree",
     "DataFreeDistillation",
+    "DetectorDistillation",
     "Distill",
+    "DistillDetector",
     "Distillation",
     "Generator",
     "Imitation",
@@ -31,5 +34,6 @@ __all__ = [
     "mean_logits",
     "moment_loss",
     "relational_loss",
+    "retained_heatmap_loss",
     "similarity_loss",
 ]

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.data import Split
-from edgewise.distill.features import attention_loss, hint_loss, pooled, relational_loss, similarity_loss
+from edgewise.distill.features import attention_loss, pooled, relational_loss, similarity_loss
 from edgewise.distill.logits import dkd_loss, kd_loss, mean_logits
-from edgewise.distill.taps import Adapters, Taps, Teachers, check_features, check_taps
+from edgewise.distill.taps import Pairing, Teachers, check_taps, inputs_of
 from edgewise.errors import ModelError
-from edgewise.graph.trace import evaluating
 from edgewise.tasks import Task
 from edgewise.train.config import TrainConfig
-from edgewise.train.forward import autocast, forward, home, image_layout
+from edgewise.train.forward import autocast, home
 from edgewise.train.method import TrainingMethod
 from edgewise.units import format_bytes
 
@@ -116,9 +115,7 @@ class Distillation(TrainingMethod):
         self.config = config
         self._given = tuple(teachers)
         self._images = (task, split) if task is not None and split is not None else None
-        self._teachers: Teachers | None = None
-        self._taps: Taps | None = None
-        self._adapters: Adapters | None = None
+        self._pairing: Pairing | None = None
         self._index = torch.empty(0, dtype=torch.int64)
         self._kept: list[list[Tensor]] = []  # what each teacher tells, of the whole split
         self._kept_is_seen = False
@@ -131,66 +128,44 @@ class Distillation(TrainingMethod):
                 does not fit into memory.
             ModelError: no module of a name, features or outputs that cannot be compared.
         """
-        if self.config.cache and config.augment:
+        mine = self.config
+        if mine.cache and config.augment:
             raise ValueError(
                 f"cache keeps one answer per image, and augment = {list(config.augment)} changes the image each time; "
                 "set augment = [] or cache = false"
             )
-        if self.config.loss == "dkd" and "mixup" in config.augment:
+        if mine.loss == "dkd" and "mixup" in config.augment:
             raise ValueError(
                 'loss = "dkd" needs one right class per image, and mixup blends two; leave one of them out'
             )
-        self._taps = Taps(model, self.config.taps, "the student")
-        self._teachers = Teachers(self._given, self.config.teacher_taps or self.config.taps, home(model))
-        self._adapters, self._kept, self._kept_is_seen = None, [], False
-        if self._images:
-            self._compare(model)
-        if self.config.cache:
-            self._fill(home(model), config)
+        self._pairing = Pairing(model, self._given, mine.taps, mine.teacher_taps, mine.feature_weights, self._images)
+        self._kept = self._ask(self._pairing.teachers, home(model), config) if mine.cache else []
+        self._kept_is_seen = False
 
-    def _compare(self, model: nn.Module) -> None:
-        """Run two images through all networks: refuse what does not go together, add the adapters for what does."""
-        assert self._teachers is not None
-        assert self._taps is not None
-        assert self._images is not None
-        task, split = self._images
-        part = split.part(slice(0, 2)).to(home(model))
-        inputs = image_layout(task.batch(part, torch.arange(len(part), device=home(model)), augment=False)[0])
-        with torch.no_grad(), evaluating(model):
-            outputs, features = forward(model, inputs), self._taps.take()
-        told = self._teachers.tell(inputs)
-        self._teachers.check(told, outputs)
-        theirs = [features for _, *features in told]
-        for name, weight in self.config.feature_weights.items():
-            if weight > 0:
-                check_features(self._taps, features, self._teachers, theirs, name)
-        if self.config.hint > 0:
-            self._adapters = Adapters(model, features, theirs)
-
-    def _fill(self, device: torch.device, config: TrainConfig) -> None:
+    def _ask(self, teachers: Teachers, device: torch.device, config: TrainConfig) -> list[list[Tensor]]:
         """Ask the teachers about every image, in the split's order: a resumed training finds the same bytes."""
-        assert self._teachers is not None
         assert self._images is not None
-        task, split = self._images
-        for index in torch.split(torch.arange(len(split)), config.batch):
-            part = split.part(index).to(device)
-            inputs = image_layout(task.batch(part, torch.arange(len(part), device=device), augment=False)[0])
-            if len(inputs) != len(part):
-                raise ValueError(f"cache needs one input per image, and {len(part)} made {len(inputs)}; cache = false")
+        kept: list[list[Tensor]] = []
+        images = len(self._images[1])
+        for index in torch.split(torch.arange(images), config.batch):
+            inputs = inputs_of(*self._images, index, device)
+            if len(inputs) != len(index):
+                raise ValueError(f"cache needs one input per image, and {len(index)} made {len(inputs)}; cache = false")
             with autocast(device, config.precision):
-                told = self._teachers.tell(inputs)
-            if not self._kept:
-                _check_memory(told, len(split), device)
-                self._kept = [[each.new_empty(len(split), *each.shape[1:]) for each in one] for one in told]
-            for kept, new in zip(self._kept, told, strict=True):
-                for whole, some in zip(kept, new, strict=True):
-                    whole[index.to(device)] = some
+                told = teachers.tell(inputs)
+            if not kept:
+                _check_memory(told, images, device)
+                kept = [[each.new_empty(images, *each.shape[1:]) for each in one] for one in told]
+            for wholes, parts in zip(kept, told, strict=True):
+                for whole, part in zip(wholes, parts, strict=True):
+                    whole[index.to(device)] = part
+        return kept
 
     def before_step(self, model: nn.Module, index: Tensor) -> None:
         """Note which images come, and forget features of any forward that was not a step's."""
         self._index = index
-        if self._taps:
-            self._taps.forget()
+        if self._pairing:
+            self._pairing.taps.forget()
 
     def loss(self, model: nn.Module, inputs: Tensor, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
         """Mix the loss so far with those of the distillation, on the same, augmented inputs.
@@ -199,10 +174,9 @@ class Distillation(TrainingMethod):
             ModelError: teacher and student give different shapes, such as numbers of classes.
             ValueError: a cache of other images than the training sees.
         """
-        assert self._teachers is not None  # start was called
-        assert self._taps is not None
-        told = self._recall(inputs) if self.config.cache else self._teachers.tell(inputs)
-        self._teachers.check(told, outputs)
+        assert self._pairing is not None  # start was called
+        told = self._recall(inputs) if self.config.cache else self._pairing.teachers.tell(inputs)
+        self._pairing.teachers.check(told, outputs)
         config = self.config
         if outputs.dim() != 2:
             raise ModelError(f"distill compares logits [N, classes], and the student's output is {list(outputs.shape)}")
@@ -213,14 +187,14 @@ class Distillation(TrainingMethod):
             on_logits = dkd_loss(outputs, answers, targets, config.temperature, beta=config.beta)
         loss = (1 - config.alpha) * loss + config.alpha * on_logits
         if config.taps:
-            features = self._taps.take()
-            for place, (_, *theirs) in enumerate(told):
-                for part in self._parts(model, features, theirs, place):
+            features = self._pairing.taps.take()
+            for teacher, (_, *theirs) in enumerate(told):
+                for part in self._parts(self._pairing, model, features, theirs, teacher):
                     loss = loss + part / len(told)
         return loss
 
     def _parts(
-        self, model: nn.Module, features: Sequence[Tensor], told: Sequence[Tensor], teacher: int
+        self, pairing: Pairing, model: nn.Module, features: Sequence[Tensor], told: Sequence[Tensor], teacher: int
     ) -> Iterator[Tensor]:
         """Yield the weighted losses on the features of one teacher."""
         config = self.config
@@ -232,18 +206,15 @@ class Distillation(TrainingMethod):
             ours, wanted = pooled(mine, theirs)
             if config.attention:
                 yield config.attention * attention_loss(ours, wanted)
-            if self._adapters:
-                yield config.hint * hint_loss(self._adapters.adapt(model, teacher, place, ours), wanted)
+            if config.hint:
+                yield config.hint * pairing.hint(model, teacher, place, ours, wanted)
 
     def _recall(self, inputs: Tensor) -> list[list[Tensor]]:
         """Return what the teachers told of the step's images; of the first step make sure that they are the same."""
         if not self._kept_is_seen:
-            assert self._images
-            task, split = self._images
-            fits = len(inputs) == len(self._index) and int(self._index.max()) < len(split)
-            part = split.part(self._index if fits else slice(0, 1)).to(inputs.device)
-            kept = task.batch(part, torch.arange(len(part), device=inputs.device), augment=False)[0]
-            if not torch.equal(kept, inputs):
+            assert self._images is not None
+            known = int(self._index.max()) < len(self._images[1])
+            if not known or not torch.equal(inputs_of(*self._images, self._index, inputs.device), inputs):
                 raise ValueError(
                     "the cache was filled with other images than the training sees; give it the same split"
                 )
@@ -252,11 +223,9 @@ class Distillation(TrainingMethod):
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Take hooks and adapters away from the student, and let go of copies and cache."""
-        if self._taps:
-            self._taps.remove()
-        if self._adapters:
-            self._adapters.remove(model)
-        self._teachers, self._taps, self._adapters, self._kept = None, None, None, []
+        if self._pairing:
+            self._pairing.remove(model)
+        self._pairing, self._kept = None, []
         return model
 
 

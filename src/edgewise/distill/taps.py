@@ -8,8 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgewise.data import Split
+from edgewise.distill.features import hint_loss
 from edgewise.errors import ModelError, nearest
-from edgewise.train.forward import forward, weight_layout
+from edgewise.graph.trace import evaluating
+from edgewise.tasks import Task
+from edgewise.train.forward import forward, home, image_layout, weight_layout
 
 
 def check_taps(taps: Sequence[str], teacher_taps: Sequence[str], weights: Mapping[str, float]) -> None:
@@ -178,26 +182,80 @@ class Adapters:
                 delattr(model, bias)
 
 
-def check_features(
-    taps: Taps, features: Sequence[Tensor], teachers: Teachers, told: Sequence[Sequence[Tensor]], compared_by: str
-) -> None:
-    """Refuse features that a loss cannot compare.
+@final
+class Pairing:
+    """A student's taps, its frozen teachers, and the adapters where hints are compared.
 
     Args:
-        taps: of the student, with their names.
-        features: of the student.
-        teachers: with their names.
-        told: the features of each teacher.
-        compared_by: "hint" takes [N, C, H, W] or [N, D] on both sides, "attention" the former alone, others all.
+        model: the student, a copy that is trained; gets hooks and adapters, which `remove` takes away.
+        teachers: stay as they are.
+        taps: the student's features.
+        teacher_taps: their partners in every teacher; empty means the same names.
+        weights: of the losses on features, by name; with a weight on "hint" there are adapters.
+        images: the task that makes inputs, and the split: two of its images show whether all goes together. Needed
+            for taps.
 
     Raises:
-        ModelError: which feature, and the shapes.
+        ModelError: no module of a name, one that does not run once, features or outputs that cannot be compared.
     """
-    fits = {"hint": ((4, 4), (2, 2)), "attention": ((4, 4),)}.get(compared_by)
-    for whose, theirs in zip(teachers.names, told, strict=True):
-        for name, mine, wanted in zip(taps.names, features, theirs, strict=True):
-            if len(mine) != len(wanted) or (fits and (mine.dim(), wanted.dim()) not in fits):
-                raise ModelError(
-                    f'{compared_by} cannot compare "{name}" of the student, {list(mine.shape)}, with its partner in '
-                    f"{whose}, {list(wanted.shape)}; tap another module"
-                )
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teachers: Sequence[nn.Module],
+        taps: Sequence[str],
+        teacher_taps: Sequence[str],
+        weights: Mapping[str, float],
+        images: tuple[Task, Split] | None,
+    ) -> None:
+        self.taps = Taps(model, taps, "the student")
+        self.teachers = Teachers(teachers, teacher_taps or taps, home(model))
+        self._adapters: Adapters | None = None
+        if images is None:
+            return
+        inputs = inputs_of(*images, torch.arange(min(2, len(images[1]))), home(model))
+        with torch.no_grad(), evaluating(model):
+            outputs, features = forward(model, inputs), self.taps.take()
+        told = self.teachers.tell(inputs)
+        self.teachers.check(told, outputs)
+        theirs = [features for _, *features in told]
+        for name, weight in weights.items():
+            if weight > 0:
+                self._check(features, theirs, name)
+        if weights.get("hint", 0) > 0:
+            self._adapters = Adapters(model, features, theirs)
+
+    def _check(self, features: Sequence[Tensor], told: Sequence[Sequence[Tensor]], loss: str) -> None:
+        """Refuse features that a loss cannot compare: which ones, and their shapes."""
+        fits = {"hint": ((4, 4), (2, 2)), "attention": ((4, 4),)}.get(loss)  # dimensions of both
+        for whose, theirs in zip(self.teachers.names, told, strict=True):
+            for name, mine, wanted in zip(self.taps.names, features, theirs, strict=True):
+                if len(mine) != len(wanted) or (fits and (mine.dim(), wanted.dim()) not in fits):
+                    raise ModelError(
+                        f'{loss} cannot compare "{name}" of the student, {list(mine.shape)}, with its partner in '
+                        f"{whose}, {list(wanted.shape)}; tap another module"
+                    )
+
+    def hint(self, model: nn.Module, teacher: int, place: int, mine: Tensor, theirs: Tensor) -> Tensor:
+        """Compute `hint_loss` of a feature of the student, through its adapter, and a teacher's of the same size."""
+        assert self._adapters is not None  # "hint" has a weight
+        return hint_loss(self._adapters.adapt(model, teacher, place, mine), theirs)
+
+    def remove(self, model: nn.Module) -> None:
+        """Take away from the student what it was given."""
+        self.taps.remove()
+        if self._adapters:
+            self._adapters.remove(model)
+
+
+def inputs_of(task: Task, split: Split, index: Tensor, device: torch.device) -> Tensor:
+    """Make inputs of images as they are, as the training loop lays them out.
+
+    Args:
+        task: makes them.
+        split: on any device.
+        index: int64 [B].
+        device: where they go.
+    """
+    part = split.part(index).to(device)
+    return image_layout(task.batch(part, torch.arange(len(part), device=device), augment=False)[0])

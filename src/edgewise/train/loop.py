@@ -82,12 +82,7 @@ def fit(
         RunFolderError: a checkpoint that cannot be read or written, or that another training wrote.
     """
     device = resolve_device(device)
-    task = task.trained_with(
-        label_smoothing=config.label_smoothing,
-        augment=config.augment,
-        cutout_size=config.cutout_size,
-        mixup_alpha=config.mixup_alpha,
-    )
+    task = with_choices(task, config)
     task.check(split)
     made_by = fingerprint(model, task, split, config, methods, seed) if checkpoint else {}
     config = replace(config, batch=min(config.batch, len(split)))
@@ -112,6 +107,20 @@ def fit(
         network = _finish(training)
     take_modes(network, model)
     return weight_layout(network, torch.contiguous_format).to(home(model))
+
+
+def with_choices(task: Task, config: TrainConfig) -> Task:
+    """Return the task with a training's label smoothing and augmentation.
+
+    Raises:
+        ValueError: a choice that means nothing to the task.
+    """
+    return task.trained_with(
+        label_smoothing=config.label_smoothing,
+        augment=config.augment,
+        cutout_size=config.cutout_size,
+        mixup_alpha=config.mixup_alpha,
+    )
 
 
 def _start(
