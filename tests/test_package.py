@@ -1,11 +1,14 @@
 """The package as a whole: its public names, its layers, what importing it costs."""
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import edgewise
+from edgewise.data import Kind
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,3 +55,12 @@ def test_the_readme_example_runs() -> None:
     code = readme.partition("```python\n")[2].partition("```")[0]
     assert "ew." in code
     assert "macs=" in run(code)
+
+
+def test_what_makes_networks_smaller_does_not_know_what_they_are_for() -> None:
+    """Pruning, quantising, sparsifying, exporting and measuring name no task: they see a loss, answers and outputs."""
+    package = Path(edgewise.__file__).parent
+    named = re.compile("|".join(get_args(Kind)), re.IGNORECASE)
+    for layer in ("prune", "quantize", "sparse", "export", "devices"):
+        for file in sorted((package / layer).rglob("*.py")):
+            assert not named.search(file.read_text(encoding="utf-8")), file

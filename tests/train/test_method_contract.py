@@ -102,7 +102,8 @@ def trained(*kinds: str, config: TrainConfig = CONFIG, **rest: Any) -> nn.Module
 
 
 def test_every_method_of_a_recipe_has_a_row() -> None:
-    assert {kind.partition(",")[0] for kind in CONTRACT} == set(METHODS)
+    elsewhere = {"distill_detector", "data_free"}  # tests/distill: they need other images, or none
+    assert {kind.partition(",")[0] for kind in CONTRACT} | elsewhere == set(METHODS)
 
 
 @pytest.mark.parametrize("kind", CONTRACT)

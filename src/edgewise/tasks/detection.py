@@ -369,7 +369,7 @@ class Detection:
 
     def agreement(self, found: Tensor, expected: Tensor) -> float:
         """Compute the share of the expected boxes [N, K, 6] that overlap one found, of the same class, by half."""
-        return overlapping_boxes(found, expected)
+        return overlapping_boxes(self.answers(found), self.answers(expected))
 
     def check_network(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
         """Refuse a network that does not return maps [N, classes + 4, H / 4, W / 4]."""
