@@ -1,3 +1,4 @@
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def xunet(width: float = 1.0, size: int = 64, channels: int = 1) -> nn.Module:
 def stirred(width: float = 0.25) -> nn.Module:
     """A network whose normalisations are not the identity, in eval mode."""
     model = xunet(width)
-    model.load_state_dict({**model.state_dict(), **drawn(model), "dct.kernels": model.dct.kernels})
+    model.load_state_dict({**model.state_dict(), **drawn(model), "dct.weight": model.dct.weight})
     return model.eval()
 
 
@@ -79,7 +80,7 @@ def test_the_bank_by_hand():
 
 def test_the_bank_is_fixed():
     model = xunet(0.25)
-    assert "dct.kernels" in dict(model.named_buffers())
+    assert "dct.weight" in dict(model.named_buffers())
     assert not [name for name, _ in model.named_parameters() if "dct" in name]
     assert not [m for m in model.dct.modules() if isinstance(m, nn.Conv2d)]
 
@@ -136,13 +137,24 @@ def test_pruning_leaves_the_bank_whole():
     assert [group.name for group in graph.prunable()] == [group.name for group in graph.groups if group.name != "dct"]
     keep = {group.name: range(0, group.size, 2) for group in graph.prunable()}
     small = shrink(model, graph, keep)
-    assert torch.equal(small.dct.kernels, model.dct.kernels)
+    assert torch.equal(small.dct.weight, model.dct.weight)
     with torch.no_grad():
         torch.testing.assert_close(small(x), silence(model, graph, keep)(x), rtol=1e-9, atol=1e-12)
 
 
-def test_the_exported_file_computes_the_same(tmp_path):
+def test_a_bank_that_lost_a_kernel_is_refused():
+    model = xunet(0.25)
+    model.dct.weight = model.dct.weight[:15]
+    with pytest.raises(ValueError, match="the bank has 15 kernels; it must have 16"):
+        model(images())
+
+
+def test_the_exported_file_computes_the_same_and_names_the_bank(tmp_path):
     model = stirred()
     x = images(4)
-    check = compare_float(model, export(model, x[:1], tmp_path / "net.onnx"), x)
+    file = export(model, x[:1], tmp_path / "net.onnx", names=True)
+    check = compare_float(model, file, x)
     assert check.passed, check
+    nodes = onnx.load(file).graph.node
+    assert [node.name for node in nodes if node.op_type == "Conv"][:2] == ["dct", "blocks.0.conv1"]
+    assert [node.op_type for node in nodes][:3] == ["Conv", "Abs", "Clip"]

@@ -40,23 +40,25 @@ def dct_kernels(side: int) -> Tensor:
 class DCTBank(nn.Module):
     """How strongly each place of an image shows each of 16 frequencies: |DCT of the 4x4 pixels there|, at most 8.
 
-    The kernels are a buffer: nothing trains, prunes or quantises them. Embedding changes a pixel by a few levels at
-    most; the truncation hides the strong edges of the picture beside that.
+    The kernels are a buffer: nothing trains or prunes them, and sharing or ternarising weights passes them by. In a
+    file their convolution is called "dct", by which the quantisation of files can leave it out. Embedding changes a
+    pixel by a few levels at most; the truncation hides the strong edges of the picture beside that.
     """
 
-    kernels: Tensor
+    weight: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.outputs = SIDE * SIDE * channels
-        self.register_buffer("kernels", dct_kernels(SIDE).float().unsqueeze(1).repeat(channels, 1, 1, 1))
+        self.register_buffer("weight", dct_kernels(SIDE).float().unsqueeze(1).repeat(channels, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images of 0 to 255 ``[N, C, H, W]`` to ``[N, 16 C, H - 3, W - 3]``, of 0 to 8."""
-        # The number of kernels is stated here, which makes their width rigid: no pruning takes one away.
-        kernels = self.kernels.view(self.outputs, 1, SIDE, SIDE)
+        # A width that the forward states is rigid: no pruning takes a kernel away.
+        if len(self.weight) != self.outputs:
+            raise ValueError(f"the bank has {len(self.weight)} kernels; it must have {self.outputs}")
         # Without padding: zeros around the image would be the strongest edge of all.
-        return F.conv2d(x, kernels, groups=x.shape[1]).abs().clamp(max=TRUNCATION)
+        return F.conv2d(x, self.weight, groups=x.shape[1]).abs().clamp(max=TRUNCATION)
 
 
 class Block(nn.Module):
