@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from edgewise.export import network
 from edgewise.export.compact import write
 from edgewise.export.formats import shipped_as
 from edgewise.export.onnx import export
+from edgewise.export.read import read
 from edgewise.export.verify import (
     TRAINED,
     compare_codes,
@@ -57,6 +58,8 @@ def quantize_step(context: Context, place: Place, config: Quantize) -> Result:
     network.save(model, context.builder, place.after)
     images = context.calibration(config.calibration, mixed_seed(context.recipe.seed, place.index))
     float_file = export(model, context.example, place.after / "float.onnx", names=True)
+    fixed = fixed_layers(model, float_file)
+    config = replace(config, exclude=(*config.exclude, *fixed))
     quantizer = Quantizer(float_file, images, config, progress=context.progress)
     made = _make(context, place, config, quantizer)
     float_file.unlink()
@@ -65,6 +68,7 @@ def quantize_step(context: Context, place: Place, config: Quantize) -> Result:
         model, artifact, context.checked(), precision=made["precision"], alike=context.task.agreement
     )
     notes = [*_equalized(quantizer), *made.pop("notes")]
+    notes += [f"filters that no training made stay floats: {', '.join(fixed)}"] if fixed else []
     simulated, excluded = made.pop("simulated"), made.pop("excluded", ())
     if simulated is not None:
         runtime = context.recipe.measured.runtime
@@ -98,6 +102,13 @@ def quantize_step(context: Context, place: Place, config: Quantize) -> Result:
         "artifact": {"precision": made.pop("precision")},
         **made,
     }
+
+
+def fixed_layers(model: nn.Module, file: Path) -> list[str]:
+    """Name the layers of a network's file whose filters are no parameters: what they compute is given, to the bit."""
+    named = {node.name for node in read(file).graph}
+    banks = (name for name, module in model.named_modules() if "weight" in dict(module.named_buffers(recurse=False)))
+    return [name for name in banks if name in named]
 
 
 def _make(context: Context, place: Place, config: Quantize, quantizer: Quantizer) -> dict[str, Any]:

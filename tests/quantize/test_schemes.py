@@ -1,7 +1,7 @@
 """The contract of every scheme: a smaller file that agrees with the float network; and what each one promises."""
 
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from onnx import numpy_helper
+from torch import Tensor, nn
 
 from edgewise.devices.base import Measurement
 from edgewise.devices.measure import measure
@@ -23,6 +25,7 @@ from edgewise.quantize.auto import choose, without_sensitive
 from edgewise.quantize.mixed import write_mixed
 from edgewise.quantize.schemes import SCHEMES
 from edgewise.quantize.sensitivity import layer_errors
+from edgewise.quantize_step import fixed_layers
 from export.nets import images
 from quantize.nets import optimized
 
@@ -250,3 +253,30 @@ def test_stored_numbers_are_what_they_were(files: dict[str, Path], quantizer: Qu
     for array in stored:
         if array.shape in by_shape and array.shape == (16, 3, 3, 3):
             np.testing.assert_array_equal(array, by_shape[array.shape].astype(np.float16))
+
+
+class Bank(nn.Module):
+    """Filters that are given, not learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_filters_that_no_training_made_stay_as_they_are(scheme: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    layers = {"bank": Bank(), "act": nn.ReLU(), "conv": nn.Conv2d(8, 16, 3), "pool": nn.AdaptiveAvgPool2d(1)}
+    net = nn.Sequential(OrderedDict(layers | {"flat": nn.Flatten(), "head": nn.Linear(16, 4)})).eval()
+    x = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    file = export(net, x[:1], tmp_path / "net.onnx", names=True)
+    fixed = fixed_layers(net, file)
+    assert fixed == ["bank"]
+    small = tmp_path / "small.onnx"
+    SCHEMES[scheme].write(Quantizer(file, x, Quantize(calibration=16, exclude=tuple(fixed))), small)
+    held = [numpy_helper.to_array(constant) for constant in onnx.load(small).graph.initializer]
+    bank = layers["bank"].weight.numpy()
+    assert any(array.shape == bank.shape and np.array_equal(array, bank) for array in held)

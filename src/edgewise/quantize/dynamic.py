@@ -6,6 +6,7 @@ stored as codes: ONNX's ConvInteger made every network slower that it was tried 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,16 +23,17 @@ if TYPE_CHECKING:
 WEIGHTS = QSpec(bits=8, signed=True, symmetric=True, block=(-1, 1))  # [C, K], a scale for each output
 
 
-def quantize_dynamic_(network: ir.Model) -> ir.Model:
+def quantize_dynamic_(network: ir.Model, exclude: Collection[str] = ()) -> ir.Model:
     """Let linear layers compute on codes and store all other weights as such, in place, and return the network.
 
     Args:
         network: prepared float operators.
+        exclude: the names of layers that stay as they are.
     """
     for layer in layers(network.graph):
-        if layer.op_type in ("Gemm", "MatMul"):
+        if layer.op_type in ("Gemm", "MatMul") and layer.name not in exclude:
             _quantize_linear(network.graph, layer)
-    return store_weights_(network, "int8")
+    return store_weights_(network, "int8", exclude)
 
 
 def _quantize_linear(graph: ir.Graph, layer: ir.Node) -> None:

@@ -29,7 +29,7 @@ class Scheme(NamedTuple):
 
 
 def _stored(kind: str, quantizer: Quantizer, out: Path) -> Path:
-    return write(store_weights_(quantizer.prepared(), kind), out)
+    return write(store_weights_(quantizer.prepared(), kind, quantizer.config.exclude), out)
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -37,7 +37,7 @@ SCHEMES: dict[str, Scheme] = {
     "int8_dynamic": Scheme(
         "linear layers on codes, ranges found as the network runs",
         "int8 dynamic",
-        lambda quantizer, out: write(quantize_dynamic_(quantizer.prepared()), out),
+        lambda quantizer, out: write(quantize_dynamic_(quantizer.prepared(), quantizer.config.exclude), out),
     ),
     "int8_weight": Scheme("weights stored in 8 bits, floats computed with", "int8 weights", partial(_stored, "int8")),
     "int4_weight": Scheme("weights stored in 4 bits, floats computed with", FOUR_BITS, partial(_stored, "int4")),

@@ -6,7 +6,7 @@ leave DequantizeLinear in place, for integer kernels to be found, and compute it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,24 +24,28 @@ BLOCK = 32  # inputs that share a scale, in 4 bits
 LEAST_NUMBERS = 64  # of a constant that is worth an operator of its own
 
 
-def store_weights_(network: ir.Model, kind: str) -> ir.Model:
+def store_weights_(network: ir.Model, kind: str, exclude: Collection[str] = ()) -> ir.Model:
     """Store a network's weights as codes or as short floats, in place, and return it.
 
     Args:
         network: float operators.
         kind: "int8", a scale for each output channel; "int4", a scale for every 32 inputs of one; "float16" or
             "bfloat16", all constants.
+        exclude: the names of layers whose weights stay as they are.
     """
     graph = network.graph
+    whole = {layer.inputs[1] for layer in layers(graph) if layer.name in exclude}
     if kind in ("float16", "bfloat16"):
         for value in list(graph.initializers.values()):
             held = known(value)
-            if held is not None and held.dtype == np.float32 and held.size >= LEAST_NUMBERS:
+            if value not in whole and held is not None and held.dtype == np.float32 and held.size >= LEAST_NUMBERS:
                 _put(graph, value, _short(graph, held, kind))
     else:
         for layer in layers(graph):
             weight = layer.inputs[1]
-            if weight is not None and weight.const_value is not None and known(weight).size >= LEAST_NUMBERS:
+            if weight is None or weight in whole or weight.const_value is None:
+                continue
+            if known(weight).size >= LEAST_NUMBERS:
                 _put(graph, weight, STORES[kind](graph, known(weight), output_axis(layer)))
     if kind == "int4":
         allow_codes_(graph, 4)
