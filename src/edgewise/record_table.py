@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgewise.systems import SYSTEMS
-from edgewise.units import format_bytes, format_seconds
+from edgewise.units import format_bytes, format_count, format_seconds
 
 Row = dict[str, Any]
 OWN = ("width=", "method.", "knee.", "complexity.", "keep_")  # settings worth a reader's eye where an arm changes them
@@ -61,8 +61,16 @@ def _saved(row: Row, rows: list[Row]) -> str:
     return f" ({-row['train_s_cut']:+.0%} of {row['against']}: {did})"
 
 
+def _own(column: str, form: Callable[[float], str]) -> tuple[Callable[[Row], str], Callable[[Row, list[Row]], str]]:
+    """Return how an amount reads that stands for itself; nothing of the kind is published."""
+    return lambda row: "-", lambda row, rows: "-" if row[column] is None else form(row[column])
+
+
 # By name: how it reads in a published row, and in ours, which is given all of our rows too.
 COLUMNS: dict[str, tuple[Callable[[Row], str], Callable[[Row, list[Row]], str]]] = {
+    "params": _own("params", format_count),
+    "MACs": _own("macs", format_count),
+    "milliseconds": _own("latency_s", lambda seconds: f"{1000 * seconds:.2f} ms"),
     "params cut": _cut("params_cut"),
     "nonzero cut": _cut("nonzero_cut"),
     "MACs cut": _cut("macs_cut"),
@@ -83,7 +91,8 @@ COLUMNS: dict[str, tuple[Callable[[Row], str], Callable[[Row, list[Row]], str]]]
 
 def columns(record: Row) -> tuple[str, ...]:
     """Return the names of a record's columns."""
-    return ("", "setting", "accuracy", *SYSTEMS[record["system"]].columns)
+    metric = next((row["metric"] for row in record["rows"] if "metric" in row), "accuracy")
+    return ("", "setting", metric, *SYSTEMS[record["system"]].columns)
 
 
 def cells(record: Row) -> list[list[str]]:

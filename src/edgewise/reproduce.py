@@ -262,6 +262,9 @@ def plan(
         RecipeError: its recipe is not there, or does not take its changes.
     """
     path, replaced = shipped() / f"{arm.recipe}.toml", [f"data={data}"] if data else []
+    if arm.teachers:
+        teachers = [str(place(out, label).absolute()) for label in arm.teachers]
+        replaced.append(f"step.0.method.0.teachers={teachers}")
     recipe = read(path, [*arm.changes, *replaced])
     if weights and (start := weights.get(recipe.model)):
         recipe = replace(read(path, [*arm.changes, *tuning, *replaced]), weights=start)
@@ -344,6 +347,7 @@ def _row(arm: Arm, folder: Path) -> dict[str, Any]:
         "cpu": manifest["machine"]["cpu"],
         "trained_on": manifest["training"]["device"],
         "versions": {"edgewise": manifest["edgewise"], **{p: manifest["versions"].get(p) for p in SHOWN_VERSIONS}},
+        "metric": results.get("metric", "accuracy"),
         "accuracy": steps[-1]["accuracy"],
         "dense_accuracy": dense["accuracy"],
         **{column: steps[-1][column] for column in ("nonzero", *CUTS.values())},

@@ -102,6 +102,7 @@ MODELS: dict[str, Architecture] = {
     "resnet44": Architecture(partial(cifar_resnet, 7), "residual, made for CIFAR: 0.66 M parameters"),
     "resnet56": Architecture(partial(cifar_resnet, 9), "residual, made for CIFAR: 0.85 M parameters"),
     "resnet18": Architecture(partial(resnet, BasicBlock, (2, 2, 2, 2)), "residual: 11.17 M parameters"),
+    "resnet34": Architecture(partial(resnet, BasicBlock, (3, 4, 6, 3)), "residual: 21.28 M parameters"),
     "resnet50": Architecture(partial(resnet, Bottleneck, (3, 4, 6, 3)), "residual, bottlenecks: 23.52 M parameters"),
     "vgg16_bn": Architecture(partial(vgg, (2, 2, 3, 3, 3)), "a plain chain, no shortcuts: 14.73 M parameters"),
     "vgg19_bn": Architecture(partial(vgg, (2, 2, 4, 4, 4)), "a plain chain, no shortcuts: 20.04 M parameters"),

@@ -58,6 +58,7 @@ class Arm:
         from_dense: starts from that arm's weights, so that the recipe's own dense training is left out.
         begins_as: the label of an arm before it whose first steps are the same, so that they are not done again.
         series: arms of one series are one line of the chart; by default each is its own.
+        teachers: the labels of the arms that the first method of its first step learns from.
         against: the label of the arm whose training time this one's is compared with.
     """
 
@@ -68,6 +69,7 @@ class Arm:
     from_dense: bool = False
     begins_as: str = ""
     series: str = ""
+    teachers: tuple[str, ...] = ()
     against: str = ""
 
 

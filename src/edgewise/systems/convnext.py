@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from edgewise.systems.base import SMALL, Arm, Published, System
 
@@ -72,7 +73,7 @@ class Study:
                 series="HESSO + dynamic",
             )
 
-    def _arm(self, name: str, recipe: str, *changes: str, from_dense: bool = True, **rest: str) -> Arm:
+    def _arm(self, name: str, recipe: str, *changes: str, from_dense: bool = True, **rest: Any) -> Arm:
         """Return an arm of one of the study's recipes; all but the dense one are compared with that."""
         return Arm(
             label=f"{self.model} {name}",

@@ -87,7 +87,7 @@ class Flips:
 COSINE = ("step.0.schedule=cosine", "step.0.warmup=0.2")  # of short dense trainings
 
 
-def _from(dense: Arm, recipe: str, name: str, *changes: str, series: str = "") -> Arm:
+def from_dense(dense: Arm, recipe: str, name: str, *changes: str, series: str = "") -> Arm:
     """Return an arm of a recipe that starts from a dense arm's network, on the same data."""
     same = tuple(change for change in dense.changes if not change.startswith("step."))
     label = f"{dense.label.removesuffix(' dense')} {name}"
@@ -111,7 +111,7 @@ def _trimmed(dense: Arm, again: tuple[str, ...], gammas: tuple[float, ...], comp
     def arm(name: str, gamma: float, *changes: str, trained: bool = False) -> Arm:
         last, after = (again, ", trained again") if trained else (("step.2=",), "")
         settings = (*last, f"step.1.gamma={gamma}", *changes)
-        return _from(dense, "net-trim", f"{name} {gamma}{after}", *settings, series=name + after)
+        return from_dense(dense, "net-trim", f"{name} {gamma}{after}", *settings, series=name + after)
 
     magnitude = "step.1.support=magnitude"
     return (
@@ -138,7 +138,7 @@ def _pe_ternary(dense: Arm, train: tuple[str, ...], sparsity: float, compared: f
     plain, share = "step.1.method.1.clip=none", "step.1.method.1.sparsity"
 
     def arm(name: str, *changes: str, series: str = "") -> Arm:
-        return _from(dense, "pe-ternary", name, *train, *changes, series=series)
+        return from_dense(dense, "pe-ternary", name, *train, *changes, series=series)
 
     ablation = (
         arm(f"{name} {compared:.0%}, seed {seed}", *changes, f"{share}={compared}", f"seed={seed}", series=name)
@@ -153,7 +153,7 @@ def _pe_ternary(dense: Arm, train: tuple[str, ...], sparsity: float, compared: f
     )
 
 
-def _codebooks(
+def codebooks(
     dense: Arm, train: tuple[str, ...], bits: tuple[int, ...], powers: tuple[int, ...] = (5, 3)
 ) -> tuple[Arm, ...]:
     """Return codebooks of some widths, and the others.
@@ -167,7 +167,7 @@ def _codebooks(
     method = "step.1.method.0"
 
     def arm(name: str, *changes: str, series: str = "") -> Arm:
-        return _from(dense, "codebook", name, *train, *changes, series=series)
+        return from_dense(dense, "codebook", name, *train, *changes, series=series)
 
     two = (f"{method}.kind=powers_of_two", f"{method}.gradient=")
     return (
@@ -271,8 +271,8 @@ WEIGHTS: dict[str, System] = {
                 setting="VGG-16, ImageNet, pruned before, Huffman codes after", accuracy_note="same", weights_ratio=49.0
             ),
         ),
-        arms=_codebooks(_dense("resnet18", "step.0.epochs=100"), ("step.1.epochs=10",), bits=(8, 6, 5, 4, 3, 2)),
-        small=_codebooks(
+        arms=codebooks(_dense("resnet18", "step.0.epochs=100"), ("step.1.epochs=10",), bits=(8, 6, 5, 4, 3, 2)),
+        small=codebooks(
             _dense("vgg16_bn", *SMALL, *COSINE, "width=0.25", "step.0.epochs=10"),
             ("step.1.epochs=4",),
             bits=(5, 4, 3, 2),
