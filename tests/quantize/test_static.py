@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgewise.errors import DataError, ModelError, UserError
 from edgewise.export.onnx import export
-from edgewise.export.verify import compare_quantized, outputs
+from edgewise.export.verify import compare_quantized, outputs, rms_error
 from edgewise.quantize import Quantize, quantize_static, weight_bytes
 from edgewise.quantize.observe import OBSERVERS
 from edgewise.quantize.static import BATCH
@@ -331,3 +331,27 @@ def test_a_quantiser_that_fails_is_named_in_one_line_and_leaves_nothing(
 def test_settings_out_of_range(values: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Quantize(**values)  # type: ignore[arg-type]
+
+
+class Heads(nn.Module):
+    """Two outputs of very different size, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.small, self.large = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x).relu()
+        return torch.cat([self.small(y), 100 * self.large(y)], 1)
+
+
+def test_outputs_side_by_side_have_scales_of_their_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Heads().eval(), torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    file = quantize_static(
+        export(net, x[:1], tmp_path / "net.onnx", names=True), tmp_path / "q.onnx", x, Quantize(calibration=32)
+    )
+    with torch.no_grad():
+        whole, found = net(x), outputs(file, x)
+    for part in (slice(0, 2), slice(2, 4)):
+        assert rms_error(found[:, part], whole[:, part]) < 0.05

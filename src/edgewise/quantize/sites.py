@@ -194,8 +194,13 @@ def _numbers(value: ir.Value) -> int:
 
 
 def _leave_floats(nodes: list[ir.Node], on_codes: set[ir.Node]) -> None:
-    """Take away what would turn a matrix product into codes only for operators on floats to read."""
+    """Take away what would turn a matrix product into codes only for operators on floats to read.
+
+    And what puts the network's outputs side by side: one scale for all would be that of the largest.
+    """
     for node in reversed(nodes):
+        if node.op_type == "Concat" and node.outputs[0].is_graph_output() and not readers(node.outputs[0]):
+            on_codes.discard(node)
         if node in on_codes and node.op_type in (*CLAMPS, *VIEWS, "LeakyRelu", "Sigmoid"):
             source = node.inputs[0]
             producer = None if source is None else source.producer()
