@@ -151,7 +151,7 @@ def prepare(
     notes: tuple[str, ...] = ()
     if recipe.weights is not None and recipe.step[0].kind == "train":
         model, fresh = models.load_pretrained(model, recipe.weights, len(images.classes))
-        notes = (f'"{fresh}" begins anew: the weights are of other classes',) if fresh else ()
+        notes = (_begun(fresh),) if fresh else ()
     elif recipe.weights is not None:
         model = models.load_weights(model, recipe.weights)
     task = task_of(images)
@@ -162,6 +162,13 @@ def prepare(
     context = Context(recipe, Path(), images, builder, _device(recipe.device), progress, notes)
     check_steps(recipe, model, context.example)
     return context, model
+
+
+def _begun(fresh: str) -> str:
+    """Say which parts of a network the weights that it starts from have nothing for."""
+    if ", " in fresh:
+        return f"{fresh} begin anew: the weights are a classifier's"
+    return f'"{fresh}" begins anew: the weights are of other classes'
 
 
 def _check_trainings(recipe: Recipe, task: Task) -> None:
