@@ -62,6 +62,7 @@ def compress(
     runtime: Annotated[str | None, typer.Option(help="Where a model's artifact will run: onnxruntime.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads that it may use there; 1 by default.")] = None,
     images: Annotated[int | None, typer.Option(help="Of a model's training images, use so many.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out, and count, boxes that are none.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Of recovery after a model was pruned.")] = None,
     dense_epochs: Annotated[int | None, typer.Option(help="Of a model's own training, without --weights.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME by default.")] = None,
@@ -78,6 +79,7 @@ def compress(
         "weights": None if weights is None else str(weights),
         "pretrained": None if pretrained is None else str(pretrained),
         "images": images,
+        "skip_bad": skip_bad or None,
         "epochs": epochs,
         "dense_epochs": dense_epochs,
         "runtime": runtime,
@@ -118,6 +120,8 @@ def by_recipe(path: Path, changes: list[str], given: dict[str, Any]) -> Callable
     from edgewise.recipe import read
     from edgewise.run import compress as carry_out
 
+    if given.pop("skip_bad", False):
+        changes = [*changes, "skip_bad=true"]
     if given:
         option = "--max-..." if (name := min(given)) == "budget" else "--" + name.replace("_", "-")
         raise UserError(f"{option} goes with a model; a recipe says it itself: change {path} or take --set")

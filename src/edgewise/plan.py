@@ -23,7 +23,7 @@ from edgewise import models
 from edgewise.budget import COLUMNS, Limits
 from edgewise.context import Context
 from edgewise.cost import cost_of
-from edgewise.data import Dataset
+from edgewise.data import Dataset, Kind
 from edgewise.devices.local import available_cores, machine
 from edgewise.devices.measure import measure
 from edgewise.errors import BudgetError, RunFolderError, UserError, nearest
@@ -42,7 +42,14 @@ from edgewise.train.config import Precision
 from edgewise.units import format_quantity
 
 DENSE_EPOCHS, EPOCHS = 30, 10
-FINE_TUNING_LR = 0.02  # at the rate of a training from nothing, what a network knows would be lost
+# How a network is trained from nothing and further, by what it is for: what it knows would be lost at the first's rate.
+BOXES = {"optimizer": "adamw", "weight_decay": 0.01, "batch": 8}
+PAIRS = {"optimizer": "adamw", "batch": 8, "augment": ["flip"]}
+TRAININGS: dict[Kind, tuple[dict[str, Any], dict[str, Any]]] = {
+    "classification": ({}, {"lr": 0.02}),
+    "detection": ({**BOXES, "lr": 0.004}, {**BOXES, "lr": 0.002}),
+    "steganalysis": ({**PAIRS, "lr": 0.002}, {**PAIRS, "lr": 0.001}),
+}
 MAY_LOSE_PT = 1.0  # by quantising, where the budget says nothing of accuracy
 SECONDS = 5.0
 RUNTIMES = get_args(get_type_hints(Measure)["runtime"])  # those that a recipe's artifacts run in
@@ -65,6 +72,7 @@ class Wish:
         runtime: where the artifact will run.
         threads: that it may use there.
         images: how many training images are used; by default all.
+        skip_bad: leave out boxes that are none.
         epochs: of recovery after pruning.
         dense_epochs: of the dense network's training; fewer are enough from pretrained weights.
         precision: of the training.
@@ -80,6 +88,7 @@ class Wish:
     runtime: str = "onnxruntime"
     threads: int = 1
     images: int | None = None
+    skip_bad: bool = False
     epochs: int = EPOCHS
     dense_epochs: int = DENSE_EPOCHS
     precision: Precision = "float32"
@@ -99,6 +108,11 @@ class Wish:
             raise ValueError("max-drop says what may be lost, not what must be gained: limit something else too")
 
     @property
+    def kind(self) -> Kind:
+        """What the network is for; one that is not edgewise's own is taken for a classifier."""
+        return models.MODELS[self.model].kind if self.model in models.MODELS else "classification"
+
+    @property
     def measure_step(self) -> dict[str, Any]:
         """The step that measures the artifact where it will run."""
         return {"kind": "measure", "runtime": self.runtime, "threads": self.threads, "seconds": SECONDS}
@@ -108,6 +122,8 @@ class Wish:
         table: dict[str, Any] = {"model": self.model, "data": self.data, "seed": self.seed, "step": steps}
         if self.images is not None:
             table["images"] = self.images
+        if self.skip_bad:
+            table["skip_bad"] = True
         if dense:
             start = {} if self.pretrained is None else {"weights": self.pretrained}
             return parse({**table, **start, "name": f"{self.name}-dense"}, "compress")
@@ -394,12 +410,12 @@ def plan(wish: Wish, decision: Decision, share: float = 1.0) -> Recipe:
         share: of each measured limit that pruning may use.
     """
     steps: list[dict[str, Any]] = []
+    _, recovery = TRAININGS[wish.kind]
     if decision.prune:
         step = {"kind": "prune", "allocate": "knapsack", "budget": True, "budget_share": share, **IMPORTANCE}
         steps.append(step)
-        detects = wish.model in models.MODELS and models.MODELS[wish.model].kind == "detection"
-        distil = {"kind": "distill_detector" if detects else "distill"}
-        train = {"kind": "train", "epochs": wish.epochs, "precision": wish.precision, "lr": FINE_TUNING_LR}
+        distil = {"kind": "distill_detector" if wish.kind == "detection" else "distill"}
+        train = {"kind": "train", "epochs": wish.epochs, "precision": wish.precision, **recovery}
         steps.append({**train, "undo_if_worse": True, "method": [distil]})
     if decision.precision == "int8":
         steps.append({"kind": "quantize"})
@@ -419,9 +435,9 @@ def check_budget(folder: Path, begun: Limits | None, wanted: Limits) -> None:
 
 def dense_recipe(wish: Wish) -> Recipe:
     """Return what trains the dense network, in a run of its own."""
+    fresh, recovery = TRAININGS[wish.kind]
     train = {"kind": "train", "epochs": wish.dense_epochs, "precision": wish.precision}
-    gentle = {"lr": FINE_TUNING_LR} if wish.pretrained else {}
-    return wish.recipe([{**train, **gentle}, {"kind": "export"}], dense=True)
+    return wish.recipe([{**train, **(recovery if wish.pretrained else fresh)}, {"kind": "export"}], dense=True)
 
 
 def check_dense(wish: Wish, place: Path) -> None:
