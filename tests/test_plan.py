@@ -15,7 +15,7 @@ import small_run
 from edgewise.budget import Limits
 from edgewise.errors import BudgetError, ModelError, RunFolderError
 from edgewise.files import read_json
-from edgewise.plan import FINE_TUNING_LR, Decision, Dense, Wish, _after_a_drop, compress_within, decide, plan
+from edgewise.plan import TRAININGS, Decision, Dense, Wish, _after_a_drop, compress_within, decide, plan
 from edgewise.recipe import Recipe, read
 from edgewise.run import Finished
 
@@ -139,7 +139,7 @@ def test_pretrained_weights_of_other_classes_are_trained_further(folder: Path) -
     given = {"budget": Limits(params="100%"), "pretrained": str(folder / "other.safetensors"), "dense_epochs": 1}
     compress_within(wish(folder, **given), folder / "further")
     recipe = read(folder / "further-dense" / "recipe.toml")
-    assert (recipe.weights, recipe.step[0].lr) == (given["pretrained"], FINE_TUNING_LR)
+    assert (recipe.weights, recipe.step[0].lr) == (given["pretrained"], TRAININGS["classification"][1]["lr"])
     notes = read_json(folder / "further-dense" / "results.json")["rows"][1]["notes"]
     assert notes[0].endswith("begins anew: the weights are of other classes")
     start = load_file(folder / "further-dense" / "steps" / "00-start" / "model.safetensors")
