@@ -169,8 +169,8 @@ def test_zeros_among_the_params_are_told() -> None:
 
 def test_what_is_unknown_is_a_dash() -> None:
     page = read(unmeasured())
-    assert "file – – dense –" in page.text
-    assert "latency – – dense –" in page.text
+    assert "File – – dense –" in page.text
+    assert "Latency – – dense –" in page.text
     assert "Not measured: this recipe has no measure step" in page.text
     assert "Nothing was checked" in page.text
     assert list(page.specs()) == ["plane"]

@@ -92,7 +92,7 @@ def render(results: Row, manifest: Row) -> str:
     costs, name = charts.known_costs(points), metric(results)
     specs = {}
     if costs:
-        about = f"{headline(results)}. {name[0].upper()}{name[1:]} against cost, step by step."
+        about = f"{headline(results)}. {beginning(name)} against cost, step by step."
         specs["plane"] = charts.plane(points, limits, about, name)
     if results["layers"]:
         specs["layers"] = charts.layer_bars(results["layers"])
@@ -113,6 +113,7 @@ def render(results: Row, manifest: Row) -> str:
         specs,
         title=headline(results),
         metric=name,
+        beginning=beginning,
         subject=_subject(results),
         claims=_claims(results),
         results=results,
@@ -164,6 +165,15 @@ def metric(results: Row) -> str:
     return name
 
 
+def beginning(name: str) -> str:
+    """Write a name as a sentence begins; one with capitals of its own, such as mAP@0.5, stays.
+
+    >>> beginning("accuracy"), beginning("mAP@0.5"), beginning("1 - P_E")
+    ('Accuracy', 'mAP@0.5', '1 - P_E')
+    """
+    return name.capitalize() if name.islower() else name
+
+
 def _subject(results: Row) -> str:
     return f"{display_name(results['model'])} on {display_data(results['data'])}"
 
@@ -189,7 +199,7 @@ def _figures(results: Row) -> list[dict[str, Any]]:
     reads |= {column: (name, form, limit) for column, (name, form, _, limit) in FIGURES.items()}
     return [
         {
-            "name": name,
+            "name": beginning(name),
             "drops": column == "accuracy",
             "value": form(last[column]),
             "dense": form(dense[column]),
