@@ -157,8 +157,8 @@ class Judge:
 
     def passing(self, model: nn.Module) -> Callable[[], Tensor]:
         """Return the function that sends all images through a network; the network is left as it was."""
-        network, inputs = prepared(model, self.device, self.dtype), self.inputs
-        return lambda: one_pass(network, inputs, self.calibrating)
+        network, inputs, calibrating = prepared(model, self.device, self.dtype), self.inputs, self.calibrating
+        return lambda: one_pass(network, inputs, calibrating)
 
     def metric(self, outputs: Tensor) -> float:
         """Measure the outputs of one pass of all images."""
