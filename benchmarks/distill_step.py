@@ -12,7 +12,6 @@ The last line of stdout is JSON.
 
 import argparse
 import json
-import os
 import statistics
 from collections.abc import Iterator
 
@@ -26,8 +25,7 @@ from edgewise.tasks import Classification
 from edgewise.train import TrainConfig
 from edgewise.train.forward import autocast, image_layout, weight_layout
 from edgewise.train.optimizer import build_optimizer
-from method_cost import seconds
-from train_loop import processor
+from method_cost import in_turn
 
 SIDE, CLASSES, GOAL = 32, 10, 1.05
 TAPS = ("layer1", "layer2", "layer3")
@@ -101,20 +99,9 @@ def main() -> None:
     common = task, split, given.batch, given.precision
     running = {"student": student_steps(None, *common), "teacher": teacher_forwards(*common)}
     running |= {name: student_steps(config, *common) for name, config in CONFIGS.items()}
-    for _ in range(3):
-        for each in running.values():
-            next(each)
-    times: dict[str, list[float]] = {name: [] for name in running}
-    before = os.getloadavg()[0]
-    for _ in range(given.rounds):
-        for name, each in running.items():
-            times[name].append(seconds(each, given.device))
-    medians = {name: statistics.median(found) for name, found in times.items()}
+    times, medians, about = in_turn(running, given.rounds, given.device, given.threads)
     parts = {name: medians["student"] + (0 if config.cache else medians["teacher"]) for name, config in CONFIGS.items()}
     ratios = {name: medians[name] / parts[name] for name in CONFIGS}
-    machine = torch.cuda.get_device_name() if given.device == "cuda" else processor()
-    load = before, os.getloadavg()[0]
-    print(f"{machine}; {given.threads} threads; torch {torch.__version__}; load {load[0]:.1f} to {load[1]:.1f}")
     print(f"ResNet-20 from ResNet-56, batch {given.batch}, {given.precision}, {given.rounds} rounds")
     for name, median in medians.items():
         low, _, high = statistics.quantiles(times[name], n=4)
@@ -126,10 +113,7 @@ def main() -> None:
         "goal": GOAL,
         "step_s": medians,
         "batch": given.batch,
-        "machine": machine,
-        "threads": given.threads,
-        "load": load,
-        "torch": torch.__version__,
+        **about,
         "precision": given.precision,
     }
     print(json.dumps(result))

@@ -15,7 +15,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,29 @@ def seconds(training: Iterator[None], device: str) -> float:
     return time.perf_counter() - started
 
 
+def in_turn(
+    running: Mapping[str, Iterator[None]], rounds: int, device: str, threads: int
+) -> tuple[dict[str, list[float]], dict[str, float], dict[str, Any]]:
+    """Time steps of several kinds in turn, after three of each; print on what.
+
+    Returns:
+        By kind the seconds of every round, and their median; and what they were measured on.
+    """
+    for _ in range(3):
+        for each in running.values():
+            next(each)
+    times: dict[str, list[float]] = {name: [] for name in running}
+    before = os.getloadavg()[0]
+    for _ in range(rounds):
+        for name, each in running.items():
+            times[name].append(seconds(each, device))
+    machine = torch.cuda.get_device_name() if device == "cuda" else processor()
+    load = (before, os.getloadavg()[0])
+    print(f"{machine}; {threads} threads; torch {torch.__version__}; load {load[0]:.1f} to {load[1]:.1f}")
+    about = {"machine": machine, "threads": threads, "load": load, "torch": torch.__version__}
+    return times, {name: statistics.median(found) for name, found in times.items()}, about
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet20")
@@ -84,18 +108,7 @@ def main() -> None:
     images = image_layout(torch.randn(given.batch, 3, SIDE, SIDE).to(given.device))
     labels = torch.randint(10, (given.batch,)).to(given.device)
     trainings = {name: steps(given.model, method, images, labels, given.precision) for name, method in METHODS.items()}
-    for _ in range(3):
-        for training in trainings.values():
-            next(training)
-    times: dict[str, list[float]] = {name: [] for name in trainings}
-    before = os.getloadavg()[0]
-    for _ in range(given.rounds):
-        for name, training in trainings.items():
-            times[name].append(seconds(training, given.device))
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    machine = torch.cuda.get_device_name() if given.device == "cuda" else processor()
-    load = (before, os.getloadavg()[0])
-    print(f"{machine}; {given.threads} threads; torch {torch.__version__}; load {load[0]:.1f} to {load[1]:.1f}")
+    times, medians, about = in_turn(trainings, given.rounds, given.device, given.threads)
     print(f"{given.model}, batch {given.batch}, {given.precision}, {given.rounds} rounds")
     ratios = {name: median / medians["none"] for name, median in medians.items()}
     for name, median in medians.items():
@@ -109,10 +122,7 @@ def main() -> None:
         "ratios": ratios,
         "goal": 1.05,
         "step_s": medians,
-        "machine": machine,
-        "threads": given.threads,
-        "load": load,
-        "torch": torch.__version__,
+        **about,
         "precision": given.precision,
     }
     print(json.dumps(result))

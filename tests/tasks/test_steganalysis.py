@@ -203,7 +203,7 @@ def test_a_split_that_cannot_be_learned_is_refused(images: Tensor, labels: Tenso
 def test_outputs_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     targets = torch.tensor([0, 1, 0, 1])
     for use in (TASK.loss, TASK.metric):
-        with pytest.raises(ModelError, match=r"it must be \[4, 2\], cover, stego"):
+        with pytest.raises(ModelError, match=r"it must be \[4, 2\], \[N, classes\]"):
             use(torch.zeros(shape), targets)
 
 

@@ -14,7 +14,7 @@ from edgewise.data import Split
 from edgewise.distill.generator import Generator, first_side
 from edgewise.errors import DataError, ModelError
 from edgewise.graph.trace import evaluating
-from edgewise.tasks import same_class
+from edgewise.tasks import Task, same_class
 from edgewise.train.config import TrainConfig
 from edgewise.train.forward import autocast, forward, home, image_layout, weight_layout
 from edgewise.train.method import TrainingMethod
@@ -230,7 +230,7 @@ def _batchnorms(model: nn.Module) -> list[nn.BatchNorm2d]:
 
 @final
 @dataclass(frozen=True)
-class Imitation:
+class Imitation(Task):
     """The task of a student without data: to answer as the teachers do, on images that are made for each batch.
 
     Args:
@@ -292,25 +292,13 @@ class Imitation:
             raise ModelError(f"the network's output is {list(outputs.shape)}, the teachers' {list(targets.shape)}")
         return discrepancy(outputs, targets)
 
-    def answers(self, outputs: Tensor) -> Tensor:
-        """Return the logits as they are."""
-        return outputs
-
     def metric(self, answers: Tensor, targets: Tensor) -> float:
         """Compute the share of images that the student puts in the teachers' class."""
         return same_class(answers, targets)
 
-    def agreement(self, found: Tensor, expected: Tensor) -> float:
-        """Compute the share of rows of logits [N, classes] that give the same class."""
-        return same_class(found, expected)
-
     def check_network(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
         """Refuse a network that does not return logits [N, classes]."""
         _check_output(model, input_shape, self.classes)
-
-    def tail(self) -> nn.Module | None:
-        """Return nothing: logits are what is shipped."""
-        return None
 
 
 @final

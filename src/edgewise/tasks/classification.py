@@ -5,25 +5,16 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from edgewise.data import Split, crop, cutout, flip, mixup, normalize
-from edgewise.errors import DataError, ModelError, nearest
+from edgewise.errors import DataError, nearest
+from edgewise.tasks.task import Task, check_finite, check_logits, cross_entropy
 
 AUGMENTATIONS = ("crop", "flip", "cutout", "mixup")
 
 
-def same_class(found: Tensor, expected: Tensor) -> float:
-    """Compute the share of rows of logits [N, classes] whose largest is at the same place.
-
-    >>> same_class(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([[0.1, 0.0], [0.1, 0.0]]))
-    0.5
-    """
-    return (found.argmax(1) == expected.argmax(1)).double().mean().item()
-
-
 @dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """Which of the classes an image shows.
 
     Args:
@@ -126,18 +117,13 @@ class Classification:
         Raises:
             ModelError: outputs of another shape.
         """
-        self._check_outputs(outputs, targets)
-        # In float32 also under autocast: a log-softmax in bfloat16 has two decimal digits.
-        return F.cross_entropy(outputs.float(), targets, label_smoothing=self.label_smoothing)
+        check_logits(outputs, targets, self.classes)
+        return cross_entropy(outputs, targets, self.label_smoothing)
 
     @property
     def metric_name(self) -> str:
         """What the metric is called."""
         return "accuracy"
-
-    def answers(self, outputs: Tensor) -> Tensor:
-        """Return the logits as they are."""
-        return outputs
 
     def metric(self, answers: Tensor, targets: Tensor) -> float:
         """Compute the accuracy: the fraction of rows of logits [N, classes] whose largest is at the label [N].
@@ -149,26 +135,12 @@ class Classification:
         >>> task.metric(torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1, 1, 1]))
         0.75
         """
-        self._check_outputs(answers, targets)
-        if not bool(answers.isfinite().all()):
-            raise ModelError("the network's outputs hold NaN or infinity; they have no accuracy")
+        check_logits(answers, targets, self.classes)
+        check_finite(answers, "accuracy")
         return float((answers.argmax(dim=1) == targets).double().mean())
-
-    def agreement(self, found: Tensor, expected: Tensor) -> float:
-        """Compute the share of rows of logits [N, classes] that give the same class."""
-        return same_class(found, expected)
 
     def check_network(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
         """Refuse a network that does not return logits [N, classes]."""
         from edgewise.models import check_output  # it imports what trains, which imports tasks
 
         check_output(model, input_shape, self.classes)
-
-    def tail(self) -> nn.Module | None:
-        """Return nothing: logits are what is shipped."""
-        return None
-
-    def _check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
-        if outputs.shape != (len(targets), self.classes):
-            expected = [len(targets), self.classes]
-            raise ModelError(f"the network's output is {list(outputs.shape)}; it must be {expected}, [N, classes]")

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from edgewise.data import Split, flip_boxes, jitter, normalize, zoom_boxes
 from edgewise.errors import DataError, ModelError, nearest
 from edgewise.tasks.precision import intersection_over_union, mean_average_precision
+from edgewise.tasks.task import Task
 
 AUGMENTATIONS = ("crop", "flip")
 
@@ -230,7 +231,7 @@ def overlapping_boxes(found: Tensor, expected: Tensor, overlap: float = 0.5, lea
 
 @final
 @dataclass(frozen=True)
-class Detection:
+class Detection(Task):
     """Where the objects of an image are, and of which class.
 
     Args:

@@ -5,13 +5,13 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from edgewise.data import Split, normalize
-from edgewise.errors import DataError, ModelError
-from edgewise.tasks.classification import same_class
+from edgewise.errors import DataError
+from edgewise.tasks.task import Task, check_finite, check_logits, cross_entropy
 
 COVER, STEGO = 0, 1
+CLASSES = 2
 
 
 def detection_error(covers: Tensor, stegos: Tensor) -> float:
@@ -54,7 +54,7 @@ def turn(pairs: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Steganalysis:
+class Steganalysis(Task):
     """Whether an image hides a message.
 
     A split's image is a pair, cover and stego, and both go through the network one after the other.
@@ -133,18 +133,13 @@ class Steganalysis:
         Raises:
             ModelError: outputs of another shape.
         """
-        _check_outputs(outputs, targets)
-        # In float32 also under autocast: a log-softmax in bfloat16 has two decimal digits.
-        return F.cross_entropy(outputs.float(), targets, label_smoothing=self.label_smoothing)
+        check_logits(outputs, targets, CLASSES)
+        return cross_entropy(outputs, targets, self.label_smoothing)
 
     @property
     def metric_name(self) -> str:
         """What the metric is called."""
         return "1 - P_E"
-
-    def answers(self, outputs: Tensor) -> Tensor:
-        """Return the logits as they are."""
-        return outputs
 
     def metric(self, answers: Tensor, targets: Tensor) -> float:
         """Compute 1 - P_E of logits [N, 2], scored by how far stego's lies above cover's: from 1/2, a guess, to 1.
@@ -156,27 +151,13 @@ class Steganalysis:
         >>> Steganalysis().metric(logits, torch.tensor([0, 1, 0, 1]))  # scores -1 and 1 of covers, 3 and 0.5 of stegos
         0.75
         """
-        _check_outputs(answers, targets)
-        if not bool(answers.isfinite().all()):
-            raise ModelError("the network's outputs hold NaN or infinity; they have no detection error")
+        check_logits(answers, targets, CLASSES)
+        check_finite(answers, "detection error")
         scores = answers[:, STEGO].double() - answers[:, COVER].double()
         return 1 - detection_error(scores[targets == COVER], scores[targets == STEGO])
-
-    def agreement(self, found: Tensor, expected: Tensor) -> float:
-        """Compute the share of rows of logits [N, 2] that give the same class."""
-        return same_class(found, expected)
 
     def check_network(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
         """Refuse a network that does not return logits [N, 2]."""
         from edgewise.models import check_output  # it imports what trains, which imports tasks
 
-        check_output(model, input_shape, 2)
-
-    def tail(self) -> nn.Module | None:
-        """Return nothing: logits are what is shipped."""
-        return None
-
-
-def _check_outputs(outputs: Tensor, targets: Tensor) -> None:
-    if outputs.shape != (len(targets), 2):
-        raise ModelError(f"the network's output is {list(outputs.shape)}; it must be {[len(targets), 2]}, cover, stego")
+        check_output(model, input_shape, CLASSES)
