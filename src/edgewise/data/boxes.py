@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edgewise.data.dataset import Dataset, Split
 from edgewise.data.decode import shorter_side, stretch
-from edgewise.data.prepare import HELD_SEED, checksum, mean_and_std
+from edgewise.data.prepare import HELD_SEED, checksum, normalisation
 from edgewise.data.source import Annotated, Picture
 from edgewise.errors import DataError
 from edgewise.progress import Progress
@@ -82,9 +82,7 @@ def dataset(
         whole = Split(torch.cat([train.images, kept.images]), torch.cat([train.labels, kept.labels]))
     else:
         train, kept = hold_out(spec, train, held)
-    mean, std = mean_and_std(splits["train"].images)
-    if min(std) == 0:
-        raise DataError(f"{spec}: channel {std.index(0)} is the same in every training image; nothing can be learned")
+    mean, std = normalisation(spec, splits["train"].images)
     notes = [found.note, f"{dropped} bad boxes dropped" if dropped else ""]
     return Dataset(
         name=found.name,

@@ -35,9 +35,7 @@ def dataset(decoded: Decoded, spec: str, held: float, size: int | None) -> Datas
         Split(resize(split.images, size or split.images.shape[2]), split.labels)
         for split in (decoded.train, decoded.test)
     )
-    mean, std = (decoded.mean, decoded.std) if decoded.mean else mean_and_std(train.images)
-    if min(std) == 0:
-        raise DataError(f"{spec}: channel {std.index(0)} is the same in every training image; nothing can be learned")
+    mean, std = (decoded.mean, decoded.std) if decoded.mean else normalisation(spec, train.images)
     learned, kept = hold_out(spec, decoded.classes, train, held)
     return Dataset(
         name=decoded.name,
@@ -145,6 +143,18 @@ def fewer(dataset: Dataset, images: int, seed: int) -> Dataset:
         train=train.part(chosen),
         note=f"{dataset.note}; {about}" if dataset.note else about,
     )
+
+
+def normalisation(spec: str, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Compute what training images are normalised by: `mean_and_std`.
+
+    Raises:
+        DataError: a channel that is the same everywhere.
+    """
+    mean, std = mean_and_std(images)
+    if min(std) == 0:
+        raise DataError(f"{spec}: channel {std.index(0)} is the same in every training image; nothing can be learned")
+    return mean, std
 
 
 def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
