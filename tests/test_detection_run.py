@@ -12,11 +12,12 @@ from PIL import Image
 
 import edgewise
 from edgewise.check import check
+from edgewise.cli import by_recipe
 from edgewise.data import load
 from edgewise.errors import DataError, ModelError, RecipeError
 from edgewise.export.tail import has_tail
 from edgewise.export.verify import outputs
-from edgewise.recipe import Recipe, parse
+from edgewise.recipe import Recipe, parse, shipped
 from edgewise.run import compress, prepare
 from edgewise.tasks import Detection, same_boxes
 
@@ -142,3 +143,8 @@ def test_bad_boxes_are_named_or_left_out_and_counted(tmp_path: Path) -> None:
     context, _ = prepare(recipe(pack, TRAIN, skip_bad=True))
     assert "1 " in context.data.note
     assert "box" in context.data.note
+
+
+def test_the_commands_option_is_the_recipes_key() -> None:
+    carried = by_recipe(shipped() / "detector.toml", ["skip_bad=false"], {"skip_bad": True})
+    assert carried.args[0].skip_bad  # type: ignore[attr-defined]
