@@ -84,6 +84,7 @@ class Flips:
         return f"model={self.model}", *(change.replace("step.0.", f"step.{step}.") for change in self.train)
 
 
+PORTIONS = 4  # in which powers of two fix a network's weights
 COSINE = ("step.0.schedule=cosine", "step.0.warmup=0.2")  # of short dense trainings
 
 
@@ -162,14 +163,15 @@ def codebooks(
         dense: the network's training.
         train: changes of the training of the values.
         bits: of a code of k-means.
-        powers: bits of a code of powers of two.
+        powers: bits of a code of powers of two; their training has an epoch for each of the four portions, at least.
     """
     method = "step.1.method.0"
 
     def arm(name: str, *changes: str, series: str = "") -> Arm:
         return from_dense(dense, "codebook", name, *train, *changes, series=series)
 
-    two = (f"{method}.kind=powers_of_two", f"{method}.gradient=")
+    epochs = max(PORTIONS, *(int(change.rpartition("=")[2]) for change in train if change.startswith("step.1.epochs=")))
+    two = (f"{method}.kind=powers_of_two", f"{method}.gradient=", f"step.1.epochs={epochs}")
     return (
         dense,
         *(arm(f"k-means {each} bits", f"{method}.bits={each}", series="k-means") for each in bits),
