@@ -170,7 +170,8 @@ def codebooks(
     def arm(name: str, *changes: str, series: str = "") -> Arm:
         return from_dense(dense, "codebook", name, *train, *changes, series=series)
 
-    epochs = max(PORTIONS, *(int(change.rpartition("=")[2]) for change in train if change.startswith("step.1.epochs=")))
+    given = (int(change.rpartition("=")[2]) for change in train if change.startswith("step.1.epochs="))
+    epochs = max(PORTIONS, *given)
     two = (f"{method}.kind=powers_of_two", f"{method}.gradient=", f"step.1.epochs={epochs}")
     return (
         dense,
