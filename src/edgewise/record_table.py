@@ -47,11 +47,6 @@ def _training(row: Row, rows: list[Row]) -> str:
     return f"{row['train_s']:.0f} s" + _saved(row, rows)
 
 
-def _step(row: Row, kind: str) -> str:
-    """Say how long a run's steps of a kind took."""
-    return f"{row['seconds'][kind]:.0f} s" if kind in row["seconds"] else "-"
-
-
 def _saved(row: Row, rows: list[Row]) -> str:
     """Say how much less time a training took than the one it is compared with, and what that one did."""
     if row["train_s_cut"] is None:
@@ -83,7 +78,6 @@ COLUMNS: dict[str, tuple[Callable[[Row], str], Callable[[Row, list[Row]], str]]]
     "16/(1-s)": (lambda row: _times(row.get("weights_ratio")), lambda row, rows: _times(row.get("paper_ratio"))),
     "PE array": (lambda row: "-", lambda row, rows: _times(row.get("array_speedup"), " faster")),
     "training": (lambda row: "-", _training),
-    "sparsifying": (lambda row: "-", lambda row, rows: _step(row, "net_trim")),
     "visible params cut": _cut("visible_params_cut"),
     "visible MACs cut": _cut("visible_macs_cut"),
 }

@@ -153,7 +153,7 @@ def _decoded(
             raise DataError(
                 f"{picture.name}: {picture.called[first]} ({picture.classes[first]}, "
                 f"{', '.join(f'{edge:g}' for edge in picture.boxes[first])}) has no area inside the image of "
-                f"{width}x{height}, or leaves it; mend it, or drop such boxes with --skip-bad (skip_bad = true in a recipe)"
+                f"{width}x{height}, or leaves it; mend it, or drop such boxes: --skip-bad, in a recipe skip_bad = true"
             )
         dropped += int((~good).sum())
         scaled = boxes * (size / extent)

@@ -237,7 +237,7 @@ WEIGHTS: dict[str, System] = {
             gammas=(0.1, 0.2, 0.3),
             compared=0.2,
         ),
-        columns=("nonzero cut", "file", "packed", "latency", "sparsifying"),
+        columns=("nonzero cut", "file", "packed", "latency"),
         cost="nonzero",
     ),
     "pe-ternary": System(
