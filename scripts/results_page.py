@@ -17,7 +17,7 @@ import vl_convert
 from edgewise.charts import RELATIVE, Point, families
 from edgewise.cost.visible import visible
 from edgewise.models import build
-from edgewise.record_table import cells, columns, hidden
+from edgewise.record_table import cells, columns, hidden, metric
 from edgewise.systems import SYSTEMS
 from edgewise.units import format_bytes
 
@@ -164,7 +164,7 @@ def chart(record: dict[str, Any]) -> str:
         for row in rows
     ]
     what, _ = RELATIVE[cost]
-    spec = families(points, f"Accuracy against {what}.", cost)
+    spec = families(points, f"{metric(record)} against {what}.", cost, metric(record))
     spec["config"]["legend"] = {"columnPadding": 40}  # names are measured in another font than they are drawn in
     text = json.dumps(
         {
@@ -172,7 +172,7 @@ def chart(record: dict[str, Any]) -> str:
             "width": 760,
             "padding": {"left": 4, "top": 4, "bottom": 4, "right": 60},
             "background": "white",
-            "title": f"accuracy against {what}",
+            "title": f"{metric(record)} against {what}",
         }
     )
     for name, colour in INK.items():

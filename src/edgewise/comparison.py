@@ -96,6 +96,7 @@ def _row(run: Path, results: Row) -> dict[str, Any]:
     return {
         "run": str(run),
         **{key: results[key] for key in ("recipe", "model", "data", "seed")},
+        "metric": results.get("metric", "accuracy"),
         **{column: last[column] for column in COLUMNS},
         **{key: small[key] for key in ("drop_pt", "size_ratio", "speedup")},
         "budget_met": all(limit["met"] for limit in budget.values()) if budget else None,
@@ -143,14 +144,15 @@ def render_comparison(
         # Runs in series lie beside each other, so that their names tell them apart.
         named = [{**row, "run": name} for row, name in zip(group, _names(group), strict=True)] if series else group
         costs = charts.known_costs(points, charts.RELATIVE if series else charts.COST, cost)
-        chart = f"plane{number}" if costs else None
+        chart, metric = f"plane{number}" if costs else None, group[0]["metric"]
         if chart and series:
-            specs[chart] = charts.families(points, f"Accuracy on {data} against cost, one point a run.", cost)
+            specs[chart] = charts.families(points, f"{metric} on {data} against cost, one point a run.", cost, metric)
         elif chart:
-            specs[chart] = charts.plane(points, {}, f"Accuracy on {data} against cost, one bubble a run.")
+            specs[chart] = charts.plane(points, {}, f"{metric} on {data} against cost, one bubble a run.", metric)
         groups.append(
             {
                 "data": data,
+                "metric": metric,
                 "chart": chart,
                 "costs": costs,
                 "dense": _dense_rows(named, shown),

@@ -204,7 +204,7 @@ def _corners(limits: Mapping[str, float], views: Mapping[str, View]) -> list[Spe
     ]
 
 
-def families(points: Sequence[Point], description: str, first: str = "") -> Spec:
+def families(points: Sequence[Point], description: str, first: str = "", metric: str = "accuracy") -> Spec:
     """Draw accuracy against a cost that the reader chooses, in series: each has its colour, and its points are joined.
 
     A cost that spans more than a factor of `WIDE` is drawn on a logarithmic axis.
@@ -214,6 +214,7 @@ def families(points: Sequence[Point], description: str, first: str = "") -> Spec
             are by column of `RELATIVE`.
         description: what is to be seen, for those who do not see it.
         first: the column that is chosen until the reader chooses another.
+        metric: what the accuracy is called.
     """
     import altair as alt
 
@@ -259,7 +260,7 @@ def families(points: Sequence[Point], description: str, first: str = "") -> Spec
             ),
             y=alt.Y(
                 "y:Q",
-                title="accuracy",
+                title=metric,
                 scale=alt.Scale(domain=chosen({c: [v.bottom, v.top] for c, v in views.items()}), nice=False),
                 axis=alt.Axis(labelExpr="format(datum.value, '.1~%')", tickCount=6),
             ),
@@ -269,7 +270,7 @@ def families(points: Sequence[Point], description: str, first: str = "") -> Spec
     drawn = base.mark_point(size=MARK_AREA, filled=True, opacity=0.9).encode(
         color=colour,
         shape=shape,
-        tooltip=tooltip("network", "series", "accuracy", *(name for name, _ in RELATIVE.values())),
+        tooltip=tooltip("network", "series", "accuracy", *(name for name, _ in RELATIVE.values()), accuracy=metric),
     )
     front = base.transform_filter("datum.front").mark_point(size=3.2 * MARK_AREA, strokeWidth=1.5, color="var(--ink)")
     param = alt.param(name="quantity", value=next(iter(views)))
