@@ -1,4 +1,7 @@
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,3 +72,9 @@ def test_layouts_change_strides_and_no_values() -> None:
     assert net[1].weight.is_contiguous()
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), values, strict=True))
     assert image_layout(images[0]).dim() == 3
+
+
+def test_a_narrow_filter_that_skips_pixels_does_not_crash_the_process() -> None:
+    script = Path(__file__).with_name("narrow_stride.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "alive"), done.stderr[-300:]

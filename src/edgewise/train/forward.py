@@ -1,13 +1,17 @@
 """Running somebody's network: where it lies, which mode it is in, what its forward raises."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from edgewise.errors import ModelError, UnknownName, nearest, one_line
 from edgewise.train.config import Precision
+
+NARROW = 16  # inputs of a filter, in channels_last a block of oneDNN's
 
 
 def forward(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -16,11 +20,40 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
     Raises:
         ModelError: the forward raised, or returned something else than a tensor; the message holds its own.
     """
-    with telling_inputs(inputs):
+    with telling_inputs(inputs), StridesApart() if _has_narrow(model, inputs) else nullcontext():
         outputs = model(inputs)
     if not isinstance(outputs, Tensor):
         raise ModelError(f"the network returned an object of type {type(outputs).__name__}; it must return one tensor")
     return outputs
+
+
+@final
+class StridesApart(TorchFunctionMode):
+    """Lets convolutions by 1x1 filters of few inputs that skip pixels compute in the contiguous layout.
+
+    In channels_last their weights' gradient crashes the process on x86 (oneDNN in torch 2.13: it writes past its
+    memory for fewer than 16 inputs, at most 16 outputs, a stride of 2 and maps of 56 pixels or more).
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.conv2d:
+            x, weight, *rest = args
+            stride = rest[1] if len(rest) > 1 else (kwargs or {}).get("stride", 1)
+            if _is_narrow(weight) and stride not in (1, (1, 1)):
+                # Not weight.contiguous(): for a filter of one pixel both layouts are, and its strides decide.
+                args = (x.contiguous(), weight.flatten(1)[..., None, None], *rest)
+        return func(*args, **(kwargs or {}))
+
+
+def _is_narrow(weight: Tensor) -> bool:
+    return weight.dim() == 4 and weight.shape[2:] == (1, 1) and weight.shape[1] < NARROW
+
+
+def _has_narrow(model: nn.Module, inputs: Tensor) -> bool:
+    """Say whether a network that is to be trained has filters that `StridesApart` is for."""
+    return torch.is_grad_enabled() and not inputs.is_cuda and any(map(_is_narrow, model.parameters()))
 
 
 @contextmanager
