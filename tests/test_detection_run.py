@@ -96,6 +96,8 @@ def test_the_files_give_the_networks_boxes(run: Path, pack: Path) -> None:
         expected = task.answers(edgewise.load(run / "dense")(inputs))
         small = task.answers(edgewise.load(run)(inputs))
     assert same_boxes(outputs(run / "dense/model.onnx", inputs), expected) == 1
+    assert task.agreement(outputs(run / "dense/model.onnx", inputs), expected, exactly=True) == 1
+    assert task.agreement(expected + torch.tensor([0.0, 0, 0, 0.6, 0, 0]), expected, exactly=True) == 0
     assert task.agreement(outputs(run / "model.onnx", inputs), small) > 0.9  # in int8
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def _result(context: Context, held: Tensor) -> Iterator[Check]:
 def _equal(context: Context, model: nn.Module, artifact: Path, held: Tensor) -> Check:
     """Hold a float artifact against its network: by its answers, where it gives no outputs."""
     if has_tail(artifact):
-        return compare_answers(model, artifact, held, context.task.agreement)
+        return compare_answers(model, artifact, held, partial(context.task.agreement, exactly=True))
     return compare_float(model, artifact, held)
 
 

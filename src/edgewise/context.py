@@ -107,7 +107,7 @@ class Context:
         if tail is None:
             return []
         before = outputs(artifact, images)
-        same = self.task.agreement(outputs(append_tail(artifact, tail), images), before)
+        same = self.task.agreement(outputs(append_tail(artifact, tail), images), before, exactly=True)
         return [Check("answers are those of the outputs", same >= SAME, same, SAME, "of them", f"{len(images)} images")]
 
     def calibration(self, images: int, seed: int) -> Tensor:

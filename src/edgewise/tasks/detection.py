@@ -368,9 +368,10 @@ class Detection(Task):
             raise ModelError("the network's outputs hold NaN or infinity; they have no average precision")
         return mean_average_precision(answers, targets, self.classes).map_50
 
-    def agreement(self, found: Tensor, expected: Tensor) -> float:
-        """Compute the share of the expected boxes [N, K, 6] that overlap one found, of the same class, by half."""
-        return overlapping_boxes(self.answers(found), self.answers(expected))
+    def agreement(self, found: Tensor, expected: Tensor, *, exactly: bool = False) -> float:
+        """Compute the share of expected boxes found with their class: overlapping by half; exactly: within 0.5 px."""
+        alike = same_boxes if exactly else overlapping_boxes
+        return alike(self.answers(found), self.answers(expected))
 
     def check_network(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
         """Refuse a network that does not return maps [N, classes + 4, H / 4, W / 4]."""

@@ -106,8 +106,14 @@ class Task(Protocol):
         """Compute how good the answers of a whole split are, a fraction; higher is better."""
         ...
 
-    def agreement(self, found: Tensor, expected: Tensor) -> float:
-        """Compute the share of the expected answers that were found too; either may be outputs still."""
+    def agreement(self, found: Tensor, expected: Tensor, *, exactly: bool = False) -> float:
+        """Compute the share of the expected answers that were found too; either may be outputs still.
+
+        Args:
+            found: of the network that is looked at.
+            expected: of the one that it is held against.
+            exactly: both compute the same in floats, so that answers must be next to equal; else one may be quantised.
+        """
         return same_class(found, expected)
 
     def check_network(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
