@@ -103,9 +103,9 @@ class Context:
 
     def with_answers(self, artifact: Path) -> list[Check]:
         """Append to an artifact what makes answers of its outputs, if the task has such, and prove that it does."""
-        tail, images = self.task.tail(), self.checked()
-        if tail is None:
+        if (tail := self.task.tail()) is None:
             return []
+        images = self.checked()
         before = outputs(artifact, images)
         same = self.task.agreement(outputs(append_tail(artifact, tail), images), before, exactly=True)
         return [Check("answers are those of the outputs", same >= SAME, same, SAME, "of them", f"{len(images)} images")]

@@ -98,8 +98,7 @@ def _train(context: Context, place: Place, config: Train) -> Result:
     curve = {"epoch": list(range(1, len(losses) + 1)), "loss": losses}
     told: Result = {"curve": curve, "earlier_s": clock.earlier_s, "notes": notes}
     if taught:
-        teachers = [load_teacher(name, context.builder) for name in taught.config.teachers]
-        told["generated"] = keep_generated(taught, teachers, context.data, place.after, seed)
+        told["generated"] = keep_generated(taught, context.data, place.after, seed)
         context = opened(context, place.after)
         notes.append("no image of the data set was read: it was opened after the training, to test the network")
     return {"row": row(context, model), **told}

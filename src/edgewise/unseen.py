@@ -7,17 +7,17 @@ to calibrate, to judge or to prove, get some that the generator made, with the t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgewise.context import Context
 from edgewise.data import Dataset, Split, load
-from edgewise.distill import DataFreeDistillation, ensemble_logits
+from edgewise.distill import DataFreeDistillation
 from edgewise.errors import RecipeError
 from edgewise.files import write_bytes
 from edgewise.layout import RESULTS
@@ -52,17 +52,13 @@ def without_images(recipe: Recipe, facts: Mapping[str, Any]) -> Dataset:
     return Dataset(recipe.data, tuple(facts["classes"]), nothing, nothing, nothing, mean, std, checksum="not opened")
 
 
-def keep_generated(
-    method: DataFreeDistillation, teachers: Sequence[nn.Module], data: Dataset, folder: Path, seed: int
-) -> str:
+def keep_generated(method: DataFreeDistillation, data: Dataset, folder: Path, seed: int) -> str:
     """Write images of a trained generator into a step's folder, and return some of them for the report, as one."""
     from safetensors.torch import save
 
     inputs = method.sample(TRAIN + HELD, seed)
-    with torch.no_grad():
-        labels = ensemble_logits(teachers, inputs).argmax(1)
     images = _as_bytes(inputs, data)
-    write_bytes(folder / GENERATED, save({"images": images, "labels": labels}))
+    write_bytes(folder / GENERATED, save({"images": images, "labels": method.answers(inputs).argmax(1)}))
     return sheet(images[:SHOWN])
 
 

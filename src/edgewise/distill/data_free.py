@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Self, final
 
@@ -387,6 +387,13 @@ class DataFreeDistillation(TrainingMethod):
         with torch.no_grad(), evaluating(self._generator):
             images = [self._generator(some.to(device)).cpu() for some in torch.split(z, SAMPLED)]
         return torch.cat(images).contiguous()
+
+    def answers(self, inputs: Tensor) -> Tensor:
+        """Return the mean of the teachers' logits on images [N, C, H, W], float32 [N, classes], in eval mode."""
+        with torch.no_grad(), ExitStack() as modes:
+            for teacher in self._given:
+                modes.enter_context(evaluating(teacher))
+            return ensemble_logits(self._given, inputs)
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         """Copy the teachers to the student's device, freeze the copies, and make a new generator there.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,8 +43,7 @@ def append_tail(path: Path, tail: nn.Module, *, names: bool = False) -> Path:
     output = network.graph.outputs[0]
     assert output.shape is not None
     sizes = [size for size in output.shape[1:] if isinstance(size, int)]
-    with TemporaryDirectory() as folder:
-        last = read(export(tail, torch.zeros(1, *sizes), Path(folder) / "tail.onnx")).graph
+    last = ir.from_proto(_written(tail, tuple(sizes))).graph
     shorten_values_(last, PREFIX)
     (given,), (made,) = last.inputs, last.outputs
     ir.convenience.replace_all_uses_with(given, output)
@@ -57,3 +58,12 @@ def append_tail(path: Path, tail: nn.Module, *, names: bool = False) -> Path:
     network.graph.outputs[0] = made
     made.name = ANSWERS
     return write(network, path, names=names)
+
+
+@lru_cache(maxsize=1)  # candidates of a budget get one and the same tail, a file after the other
+def _written(tail: nn.Module, sizes: tuple[int, ...]) -> Any:
+    """Write a tail for outputs of these sizes as an ONNX model; the same module must not change in between."""
+    import onnx_ir as ir
+
+    with TemporaryDirectory() as folder:
+        return ir.to_proto(read(export(tail, torch.zeros(1, *sizes), Path(folder) / "tail.onnx")))
