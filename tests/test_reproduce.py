@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from edgewise.check import check
 from edgewise.cost import CostModel
 from edgewise.errors import RunFolderError, UnknownName, UserError
+from edgewise.export.encodings import Plain, Ternary
+from edgewise.export.packed import pack
 from edgewise.files import read_json, sha256
 from edgewise.graph import trace
 from edgewise.models import build
 from edgewise.recipe import Prune, Train, read, shipped
-from edgewise.record_table import cells, columns, hidden, notes
-from edgewise.reproduce import Loaded, OutOfTime, Watch, place, plan, record_into, reproduce, take_over
+from edgewise.record_table import COLUMNS, cells, columns, hidden, notes
+from edgewise.reproduce import Loaded, OutOfTime, Watch, place, plan, record_into, reproduce, take_over, weight_bits
 from edgewise.run import compress
 from edgewise.systems import SYSTEMS, Arm, Published, Study, System
 
@@ -342,6 +345,28 @@ def test_two_ways_to_count(rows: dict[str, dict[str, Any]]) -> None:
     sparse = rows["L1 global 0.5"]
     assert sparse["params_cut"] == sparse["macs_cut"] == sparse["visible_params_cut"] == sparse["file_cut"] == 0
     assert 0.3 < sparse["nonzero_cut"] < 0.5  # of all parameters; biases and normalisations stay
+
+
+def test_a_layers_bits_are_those_of_its_packed_weight(tmp_path: Path) -> None:
+    tensors = {
+        "wide.weight": torch.randn(64, 64).sign(),
+        "narrow.weight": torch.randn(8, 64),
+        "norm.weight": torch.ones(9),
+    }
+    pack(
+        tensors, {"wide.weight": Ternary(), "narrow.weight": Plain(), "norm.weight": Plain()}, tmp_path / "model.packed"
+    )
+    found = weight_bits(tmp_path, ("wide", "narrow"))
+    of_layer = found["layer_bits"]
+    assert list(of_layer) == ["wide.weight", "narrow.weight"]
+    assert 2 <= of_layer["wide.weight"] < 2.05
+    assert of_layer["narrow.weight"] == 32
+    assert found["weight_bits"] == pytest.approx(
+        (8 * of_layer["wide.weight"] + of_layer["narrow.weight"]) / 9, abs=0.01
+    )
+    shown, tell = COLUMNS["bits a weight"]
+    assert (shown({}), tell({}, []), tell(found, [])[:4]) == ("-", "-", "5.34")
+    assert weight_bits(tmp_path / "none", ("wide",)) == {}
 
 
 def test_the_table_says_what_is_hidden(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,11 @@ def pack_artifact(context: Context, place: Place, model: nn.Module, accuracy: fl
         f"{size / bound - 1:.1%} over what must be stored by the counts ({_counted(kinds)})",
         f"read back in a new process: accuracy {format_fraction(again)}, every bit of every tensor the same",
     ]
-    told: Result = {"packed": [each._asdict() for each in stored], "packed_ratio": whole / size, "file_bytes": size}
+    told: Result = {
+        "packed": [each._asdict() | {"bits": each.bits} for each in stored],
+        "packed_ratio": whole / size,
+        "file_bytes": size,
+    }
     told["checks"] = dicts([same_bits, same])
     if tile is not None:
         told |= _on_array(context, model, tile, notes)

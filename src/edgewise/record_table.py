@@ -43,6 +43,13 @@ def _times(ratio: float | None, what: str = "") -> str:
     return "-" if ratio is None else f"{ratio:.1f} times{what}"
 
 
+def _bits(row: Row, rows: list[Row]) -> str:
+    """Say what a weight takes in the packed file, and in the layers of the fewest and the most bits."""
+    if not (of_layer := row.get("layer_bits")):
+        return "-"
+    return f"{row['weight_bits']:.2f} ({min(of_layer.values()):.2f}-{max(of_layer.values()):.2f})"
+
+
 def _training(row: Row, rows: list[Row]) -> str:
     return f"{row['train_s']:.0f} s" + _saved(row, rows)
 
@@ -74,6 +81,7 @@ COLUMNS: dict[str, tuple[Callable[[Row], str], Callable[[Row, list[Row]], str]]]
     "file": (_published_file, _file),
     # Of the packed file, the tensors' bytes as they are over it, with everything that stays float.
     "packed": (lambda row: "-", lambda row, rows: _times(row.get("packed_ratio"), " less")),
+    "bits a weight": (lambda row: "-", _bits),
     "zero blocks": (lambda row: "-", lambda row, rows: _percent(row.get("group_sparsity"), 1)),
     "16/(1-s)": (lambda row: _times(row.get("weights_ratio")), lambda row, rows: _times(row.get("paper_ratio"))),
     "PE array": (lambda row: "-", lambda row, rows: _times(row.get("array_speedup"), " faster")),

@@ -380,7 +380,12 @@ def _exclusion(count: int, point: Row) -> dict[str, str]:
 def _stored(row: Row) -> dict[str, str]:
     """Return a row of the table of what the packed file holds."""
     over = row["bytes"] / row["bound_bytes"] - 1 if row["bound_bytes"] else 0.0
-    return {**row, "bytes": format_bytes(row["bytes"]), "over": f"{over:.1%}"}
+    return {
+        **row,
+        "bytes": format_bytes(row["bytes"]),
+        "bits": f"{row['bits']:.2f}" if "bits" in row else "-",
+        "over": f"{over:.1%}",
+    }
 
 
 def _on_array(row: Row) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -36,6 +36,7 @@ from edgewise.errors import (
 )
 from edgewise.export import network
 from edgewise.export.network import TENSORS
+from edgewise.export.packed import stored_bytes
 from edgewise.files import is_partial, read_json, whole_folder, write_bytes, write_json
 from edgewise.folder import event
 from edgewise.layout import DENSE, FIRST, MANIFEST, RECIPE, RESULTS, STEPS, step_folder
@@ -330,6 +331,7 @@ def _row(arm: Arm, folder: Path) -> dict[str, Any]:
     packed = made.get("precision") == SCHEMES["int8_dynamic"].precision  # whoever chose it
     shape = tuple(results["input_shape"])
     before, seen = visible_in(folder / DENSE, shape), visible_in(folder, shape, packed)
+    counted = [layer["name"] for layer in results["layers"] if layer["after"]["params"] and layer["after"]["macs"]]
     seconds: dict[str, float] = {}
     for step in steps:
         seconds[step["kind"]] = seconds.get(step["kind"], 0.0) + step["seconds"]
@@ -361,11 +363,22 @@ def _row(arm: Arm, folder: Path) -> dict[str, Any]:
         "file_bytes": steps[-1]["file_bytes"],
         "file_cut": 1 - steps[-1]["file_bytes"] / dense["file_bytes"],
         "packed_ratio": stored.get("packed_ratio"),
+        **weight_bits(folder, counted),
         **stored.get("ternary", {}),
         "latency_s": steps[-1]["latency_s"],
         "latency_ratio": ratio(steps[-1]["latency_s"], dense["latency_s"]),
         "seconds": seconds,
     }
+
+
+def weight_bits(folder: Path, layers: Collection[str]) -> dict[str, Any]:
+    """Return what a layer's weight takes in a run's packed file, in bits, mean and each; nothing without the file."""
+    packed = folder / network.PACKED
+    if not packed.exists():
+        return {}
+    weights = [each for each in stored_bytes(packed) if each.name.removesuffix(".weight") in layers]
+    mean = 8 * sum(each.bytes for each in weights) / sum(each.numbers for each in weights)
+    return {"weight_bits": mean, "layer_bits": {each.name: round(each.bits, 2) for each in weights}}
 
 
 @cache

@@ -325,6 +325,7 @@ def test_real_layers_take_what_their_counts_need(kind: str, layers: dict[str, Te
     for row in rows:
         if tensors[row.name].numel() > 1000:
             assert row.bound_bytes <= row.bytes <= 1.03 * row.bound_bytes
+        assert row.bits == 8 * row.bytes / tensors[row.name].numel()
     assert path.stat().st_size < sum(row.bytes for row in rows) + 300 + 100 * len(rows)
 
 

@@ -62,12 +62,19 @@ class Stored(NamedTuple):
         encoding: its name; of a sparse one, with that of its values, as in "sparse codebook".
         bytes: stored.
         bound_bytes: what its counts need, as in `Encoded.bound_bits`.
+        numbers: of the tensor.
     """
 
     name: str
     encoding: str
     bytes: int
     bound_bytes: float
+    numbers: int
+
+    @property
+    def bits(self) -> float:
+        """What a number takes in the file, codebook and scales shared among all; 0 of an empty tensor."""
+        return 8 * self.bytes / self.numbers if self.numbers else 0.0
 
 
 def encode(found: Tensor, encoding: Encoding) -> Encoded:
@@ -160,7 +167,7 @@ def pack(tensors: Mapping[str, Tensor], encodings: Mapping[str, Encoding], path:
     >>> file = Path(tempfile.mkdtemp()) / "a.packed"
     >>> _ = pack({"w": torch.tensor([0.5, 0.0, -0.5])}, {"w": Ternary()}, file)
     >>> unpack(file)["w"].tolist(), stored_bytes(file)
-    ([0.5, 0.0, -0.5], [Stored(name='w', encoding='ternary', bytes=5, bound_bytes=4.75)])
+    ([0.5, 0.0, -0.5], [Stored(name='w', encoding='ternary', bytes=5, bound_bytes=4.75, numbers=3)])
     """
     for name in encodings:
         if name not in tensors:
@@ -241,7 +248,7 @@ def stored_bytes(path: str | Path) -> list[Stored]:
             if encoding == Sparse.kind:
                 encoding += f" {row.layout['values']['kind']}"
             bound = Encoded(row.layout, row.dtype, row.shape, b"").bound_bits / 8
-            listed.append(Stored(row.name, encoding, row.size, bound))
+            listed.append(Stored(row.name, encoding, row.size, bound, math.prod(row.shape)))
         return listed
 
 

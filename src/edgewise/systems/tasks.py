@@ -165,7 +165,7 @@ TASKS: dict[str, System] = {
         published=(Published(setting="JPEG steganalysis in codes of few bits", accuracy_note="no figure is public"),),
         arms=_analysed(("size=256",), (40, 8), (8, 6, 5, 4, 3, 2)),
         small=_analysed(("size=128", "width=0.25"), (6, 2), (8, 6, 5, 4, 3, 2)),
-        columns=("file", "packed", "latency", "training"),
+        columns=("file", "packed", "bits a weight", "latency", "training"),
         cost="file_bytes",
     ),
     "dfed": System(
