@@ -83,7 +83,8 @@ class DistillDetector:
     Args:
         gamma: the teachers' share, in [0, 1]. With 0 and no hint it is the training without a teacher.
         retain: whether true centres keep the hard label.
-        soften: what both networks' logits are divided by before the sigmoid, at least 1; 1 is off.
+        soften: what both networks' logits are divided by before the sigmoid, at least 1; 1 is off. Above it the many
+            places of the background weigh more, and rare classes are learnt later: short trainings lose by it.
         schedule: of `soften`: "constant", or "early", which falls on a line to 1 at the end of the training.
         hint: weight of `hint_loss`, behind an adapter that is gone in the end; 0.1 to 1 are worth a try.
         taps: the student's modules whose outputs are compared with the teachers'.
@@ -101,7 +102,7 @@ class DistillDetector:
     kind: Literal["distill_detector"] = "distill_detector"
     gamma: float = 0.5
     retain: bool = True
-    soften: float = 2.0
+    soften: float = 1.0
     schedule: Literal["constant", "early"] = "constant"
     hint: float = 0.0
     taps: tuple[str, ...] = ()

@@ -15,12 +15,17 @@ def _step(number: int, *settings: str) -> tuple[str, ...]:
 
 # -- detectors ------------------------------------------------------------------------------------------------------
 
-DETECTOR = (*ADAMW, "batch=8", "weight_decay=0.01", "lr=0.004")
+DETECTOR = (*ADAMW, "weight_decay=0.01", "lr=0.004")
 KD = "step.0.method.0"
 
 
 def _taught(
-    data: tuple[str, ...], teacher: tuple[str, ...], student: tuple[str, ...], epochs: tuple[int, int], seeds: int = 3
+    data: tuple[str, ...],
+    teacher: tuple[str, ...],
+    student: tuple[str, ...],
+    epochs: tuple[int, int],
+    batch: tuple[int, int],
+    seeds: int = 3,
 ) -> tuple[Arm, ...]:
     """Return the ablation of a detector's distillation, and what the student becomes when it is compressed.
 
@@ -29,42 +34,45 @@ def _taught(
         teacher: changes that make the teacher; its model first.
         student: likewise.
         epochs: of the teacher's training and of the student's.
+        batch: likewise.
         seeds: of each student.
     """
     taught = Arm(
         label="teacher",
         recipe="detector-kd",
-        changes=(*data, *teacher, "step.0.method=", *_step(0, *DETECTOR, f"epochs={epochs[0]}")),
+        changes=(*data, *teacher, "step.0.method=", *_step(0, *DETECTOR, f"epochs={epochs[0]}", f"batch={batch[0]}")),
     )
+    settings = (*DETECTOR, f"epochs={epochs[1]}", f"batch={batch[1]}")
 
     def arm(name: str, seed: int, *changes: str, plain: bool = False) -> Arm:
         return Arm(
             label=f"{name}, seed {seed}",
             recipe="detector-kd",
-            changes=(*data, *student, f"seed={seed}", *_step(0, *DETECTOR, f"epochs={epochs[1]}"), *changes),
+            changes=(*data, *student, f"seed={seed}", *_step(0, *settings), *changes),
             dense=taught.label,
             series=name,
             teachers=() if plain else (taught.label,),
         )
 
-    off = (f"{KD}.retain=false", f"{KD}.soften=1.0")
-    hint = (f"{KD}.hint=0.3", f"{KD}.taps=['head']")
+    softened = (f"{KD}.soften=1.5", f"{KD}.schedule='early'")
+    no_hint = (f"{KD}.hint=", f"{KD}.taps=")
     arms = [
         each
         for seed in range(seeds)
         for each in (
             arm("plain", seed, "step.0.method=", plain=True),
-            arm("KD", seed, *off),
-            arm("KD, retained", seed, f"{KD}.soften=1.0"),
-            arm("KD, retained, softened", seed),
-            arm("KD, retained, softened, hint", seed, *hint),
+            arm("KD", seed, f"{KD}.retain=false", *no_hint),
+            arm("KD, retained", seed, *no_hint),
+            arm("KD, retained, softened", seed, *softened, *no_hint),
+            arm("KD, retained, softened, hint", seed, *softened),
+            arm("KD, retained, hint", seed),
         )
     ]
     best = arms[-1]
     small = Arm(
         label="compressed",
         recipe="detector",
-        changes=(*data, *student, *_step(1, "keep_latency=0.8"), *_step(2, *DETECTOR, "lr=0.002", "epochs=10")),
+        changes=(*data, *student, *_step(1, "keep_latency=0.8"), *_step(2, *settings, "lr=0.002", "epochs=10")),
         dense=best.label,
         from_dense=True,
     )
@@ -145,13 +153,15 @@ TASKS: dict[str, System] = {
             ("data=pack:bccd.npz", "size=512", "skip_bad=true"),
             ("model=centernet_resnet50",),
             ("model=centernet_mobilenet_v2", "width=0.5"),
-            (140, 140),
+            epochs=(140, 140),
+            batch=(8, 8),
         ),
         small=_taught(
             ("data=pack:bccd.npz", "size=256", "skip_bad=true"),
             ("model=centernet_tiny",),
             ("model=centernet_tiny", "width=0.25"),
-            (40, 30),
+            epochs=(40, 40),
+            batch=(8, 4),
         ),
         columns=("params", "MACs", "file", "milliseconds", "training"),
         cost="file_bytes",
@@ -185,8 +195,8 @@ TASKS: dict[str, System] = {
             real=_step(0, "epochs=300", "batch=256"),
         ),
         small=_without_data(
-            ("model=resnet56", *_step(0, "epochs=10")),
-            ("model=resnet20",),
+            ("model=resnet56", "images=10000", *_step(0, "epochs=10")),
+            ("model=resnet20", "images=10000"),
             epochs=20,
             batch=64,
             real=_step(0, "epochs=7", "batch=64"),
