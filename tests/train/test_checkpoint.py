@@ -183,6 +183,12 @@ def test_a_methods_setting_is_part_of_the_training(tmp_path: Path) -> None:
         fit(tiny_net(), TASK, SPLIT, CONFIG, methods=[Distillation([teacher], Distill())], checkpoint=path)
 
 
+def test_a_methods_teacher_is_part_of_the_training(tmp_path: Path) -> None:
+    path = interrupted(tmp_path / "checkpoint", methods=[Distillation([tiny_net(seed=5)], Distill())])
+    with pytest.raises(RunFolderError, match="networks of the methods was"):
+        fit(tiny_net(), TASK, SPLIT, CONFIG, methods=[Distillation([tiny_net(seed=6)], Distill())], checkpoint=path)
+
+
 def test_an_unreadable_checkpoint_is_named(tmp_path: Path) -> None:
     path = interrupted(tmp_path / "checkpoint")
     whole = path.read_bytes()

@@ -395,6 +395,10 @@ class DataFreeDistillation(TrainingMethod):
                 modes.enter_context(evaluating(teacher))
             return ensemble_logits(self._given, inputs)
 
+    def networks(self) -> Sequence[nn.Module]:
+        """Return the teachers."""
+        return self._given
+
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         """Copy the teachers to the student's device, freeze the copies, and make a new generator there.
 

@@ -148,6 +148,10 @@ class DetectorDistillation(TrainingMethod):
         left = 1 - self._step / self._steps if self.config.schedule == "early" else 1
         return 1 + (self.config.soften - 1) * left
 
+    def networks(self) -> Sequence[nn.Module]:
+        """Return the teachers."""
+        return self._given
+
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         """Copy the teachers to the student's device, tap both, and add the adapters.
 

@@ -120,6 +120,10 @@ class Distillation(TrainingMethod):
         self._kept: list[list[Tensor]] = []  # what each teacher tells, of the whole split
         self._kept_is_seen = False
 
+    def networks(self) -> Sequence[nn.Module]:
+        """Return the teachers."""
+        return self._given
+
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         """Copy the teachers to the student's device, tap both, add the adapters, and fill the cache.
 

@@ -51,6 +51,9 @@ def fingerprint(
         "methods": [f"{type(method).__name__} {method.config}" for method in methods],
         "data": _digest({"images": split.images, "labels": split.labels}),
         "network": _digest(_network_tensors(model)),
+        "networks of the methods": [
+            _digest(_network_tensors(each)) for method in methods for each in method.networks()
+        ],
     }
 
 

@@ -1,5 +1,6 @@
 """What a method may do while a network trains."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -36,6 +37,10 @@ class TrainingMethod(Protocol):
     """The frozen dataclass that the method was made from: a checkpoint written under another is refused."""
 
     # The bodies end in `return` because type checkers take a protocol's empty body for an abstract method.
+
+    def networks(self) -> Sequence[nn.Module]:
+        """Return the networks that the method was given, such as teachers: a checkpoint made with others is refused."""
+        return ()
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         """Prepare the network in place, already a copy of the caller's and on the training's device.
