@@ -226,7 +226,14 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("settings", [{}, {"memory": 2, "balance": 1.0}], ids=str)
+def test_a_student_may_begin_as_its_first_teacher() -> None:
+    nets = teachers(2)
+    student = tiny_net(seed=9, dropout=0.0)
+    distillation(nets, inherit=True).start(student, TRAIN, 6)
+    assert same(student, nets[0])
+
+
+@pytest.mark.parametrize("settings", [{}, {"memory": 2, "balance": 1.0, "inherit": True}], ids=str)
 def test_a_killed_training_ends_with_the_same_bytes(tmp_path: Path, settings: dict[str, Any]) -> None:
     train, nets, file = replace(TRAIN, epochs=3, ema=0.9), teachers(2), tmp_path / "checkpoint"
     whole = distillation(nets, **settings)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgewise.data import Split
 from edgewise.distill.generator import Generator, first_side
+from edgewise.distill.inherit import inherit
 from edgewise.errors import DataError, ModelError
 from edgewise.graph.trace import evaluating
 from edgewise.tasks import Task, same_class
@@ -41,6 +42,8 @@ class DataFree:
             again, and its steps on it need neither generator nor teachers. A checkpoint holds them. 0 is off.
         fresh: with a memory, how many of `student_steps` have new images; the others draw theirs from the memory.
         balance: of the class balance in the generator's loss, see `balance_loss`. Not published here; 0 is off.
+        inherit: whether the student begins as blocks of the first teacher, see `edgewise.distill.inherit`: for one of
+            the same widths. Not published; it learns many times faster so.
 
     Raises:
         ValueError: a value out of range, by name.
@@ -61,6 +64,7 @@ class DataFree:
     memory: int = 0
     fresh: int = 1
     balance: float = 0.0
+    inherit: bool = False
 
     def __post_init__(self) -> None:
         if not self.teachers:
@@ -412,6 +416,8 @@ class DataFreeDistillation(TrainingMethod):
                 f"an epoch has {steps_per_epoch} steps and needs {expected}; train on split({config.batch})"
             )
         self.task.check_network(model, self.task.input_shape)
+        if self.config.inherit:
+            inherit(model, self._given[0])
         device = home(model)
         self._teachers = [
             weight_layout(copy.deepcopy(teacher).to(device).eval().requires_grad_(False), torch.channels_last)
