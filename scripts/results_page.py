@@ -14,7 +14,7 @@ import jinja2
 import torch
 import vl_convert
 
-from edgewise.charts import RELATIVE, Point, families
+from edgewise.charts import RELATIVE, Point, accuracy_curves, families
 from edgewise.cost.visible import visible
 from edgewise.models import build
 from edgewise.record_table import cells, columns, hidden, metric
@@ -148,8 +148,12 @@ def drawn(record: dict[str, Any]) -> bool:
 
 
 def chart(record: dict[str, Any]) -> str:
-    """Draw a system's rows as its comparison page does at first, as an SVG file."""
+    """Draw a system's rows as its comparison page does at first, as an SVG file; students along their trainings."""
     cost, rows = SYSTEMS[record["system"]].cost, record["rows"]
+    if judged := {row["label"]: row["judged"] for row in rows if "judged" in row}:
+        students = {row["model"] for row in rows if "judged" in row}
+        others = {row["label"]: row["accuracy"] for row in rows if "judged" not in row and row["model"] in students}
+        return _svg(accuracy_curves(judged, others), "accuracy on the test images by the student's steps")
     points = [
         Point(
             name=row["label"],
@@ -165,6 +169,11 @@ def chart(record: dict[str, Any]) -> str:
     ]
     what, _ = RELATIVE[cost]
     spec = families(points, f"{metric(record)} against {what}.", cost, metric(record))
+    return _svg(spec, f"{metric(record)} against {what}")
+
+
+def _svg(spec: dict[str, Any], title: str) -> str:
+    """Return a chart of the page as an SVG file."""
     spec["config"]["legend"] = {"columnPadding": 40}  # names are measured in another font than they are drawn in
     text = json.dumps(
         {
@@ -172,7 +181,7 @@ def chart(record: dict[str, Any]) -> str:
             "width": 760,
             "padding": {"left": 4, "top": 4, "bottom": 4, "right": 60},
             "background": "white",
-            "title": f"{metric(record)} against {what}",
+            "title": title,
         }
     )
     for name, colour in INK.items():
@@ -197,6 +206,7 @@ def page() -> str:
         "aligned": aligned,
         "cells": cells,
         "columns": columns,
+        "along": lambda record: any("judged" in row for row in record["rows"]),
         "drawn": drawn,
         "hidden": hidden,
         "format_bytes": format_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -186,6 +187,22 @@ def test_epochs_of_later_steps_follow_those_before() -> None:
     found = marks(charts.training_curves(good()[0]["curves"]), "loss")
     assert [mark["at"] for mark in found] == list(range(1, 15))
     assert found[8] == {"step": "03-train", "at": 9, "epoch": 1, "value": 0.74, "loss": "0.74"}
+
+
+def test_students_are_drawn_by_their_steps_beside_what_they_are_compared_with() -> None:
+    curves = {
+        "taught": {"step": [0, 1500], "accuracy": [0.1, 0.6]},
+        "alone": {"step": [0, 900], "accuracy": [0.1, 0.3]},
+    }
+    spec = charts.accuracy_curves(curves, {"with data": 0.7})
+    found = marks(spec, "steps")
+    assert [(mark["name"], mark["steps"], mark["accuracy"]) for mark in found] == [
+        ("taught", "0", "10.00%"),
+        ("taught", "1,500", "60.00%"),
+        ("alone", "0", "10.00%"),
+        ("alone", "900", "30.00%"),
+    ]
+    assert "with data, 70.00%" in json.dumps(spec)
 
 
 def test_the_script_draws_charts_and_cannot_end_its_element() -> None:

@@ -16,7 +16,7 @@ model = "{folder}/network.py:tiny"
 data = "pack:{data}"
 [[step]]
 kind = "train"
-epochs = 1
+epochs = 2
 batch = 32
 lr = 0.05
 augment = []
@@ -71,9 +71,14 @@ def test_nothing_of_the_data_is_read_before_the_network_is_trained(folder: Path)
     results = finished.results
     assert [row["step"] for row in results["rows"]][1:3] == ["01-train", "02-prune"]
     assert results["generated"].startswith("data:image/webp;base64,")
+    judged = results["judged"]
+    assert judged["step"] == [0, 15, 30]  # of 5 to one of the generator, of which an epoch has 3
+    assert judged["accuracy"][-1] == results["rows"][1]["accuracy"]
+    assert not list(out.rglob("snapshots"))  # they were judged
     assert "of the data set the test split alone was read" in results["data_note"]
     assert "no image of the data set was read" in " ".join(results["rows"][1]["notes"])
     assert results["rows"][-1]["latency_s"] > 0
+    assert "judged when the training was over" in (out / "report.html").read_text()
     assert "What it learnt from" in (out / "report.html").read_text()
     assert (
         read_json(out / "manifest.json")["data"]["checksum"]

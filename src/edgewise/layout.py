@@ -10,6 +10,7 @@ FIRST, START = "00-start", "start.json"  # in STEPS: the network the run starts 
 # In a step's folder; the last one's artifact is the run's.
 ARTIFACT, RESULT = "model.onnx", "result.json"
 CHECKPOINT, EPOCHS = "checkpoint.safetensors", "epochs.json"  # while a training lasts: its state, and seconds
+SNAPSHOTS = "snapshots"  # likewise, a folder: what the network was along the way
 # What is shipped in place of it, by the format that an export step asks for.
 SHIPPED = {"openvino": "model.xml", "executorch": "model.pte", "litert": "model.tflite"}
 

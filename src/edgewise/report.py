@@ -100,6 +100,8 @@ def render(results: Row, manifest: Row) -> str:
         specs["latency"] = charts.latency_strips(_samples(measurements))
     if any(curve["epoch"] for curve in curves.values()):
         specs["curves"] = charts.training_curves(curves)
+    if judged := results.get("judged"):
+        specs["judged"] = charts.accuracy_curves({results["model"]: judged})
     if sensitivity := _sensitivity(results):
         specs["sensitivity"] = charts.sensitivity_curves(sensitivity)
     exclusion = [point for points in results.get("exclusion", {}).values() for point in points]

@@ -364,6 +364,7 @@ def _row(arm: Arm, folder: Path) -> dict[str, Any]:
         "file_cut": 1 - steps[-1]["file_bytes"] / dense["file_bytes"],
         "packed_ratio": stored.get("packed_ratio"),
         **weight_bits(folder, counted),
+        **({"judged": results["judged"]} if results.get("judged") else {}),
         **stored.get("ternary", {}),
         "latency_s": steps[-1]["latency_s"],
         "latency_ratio": ratio(steps[-1]["latency_s"], dense["latency_s"]),

@@ -112,6 +112,7 @@ def gather(context: Context, dense: Path) -> dict[str, Any]:
         "array": next((r["array"] for r in reversed(found) if r.get("array")), []),
         "pictures": _pictures(context, folders[-1]) if images.kind == "detection" else [],
         "generated": next((r["generated"] for r in found if r.get("generated")), None),
+        "judged": next((r["judged"] for r in found if r.get("judged")), None),
         "compressed": compressed,
     }
 

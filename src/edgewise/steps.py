@@ -27,7 +27,7 @@ from edgewise.export.formats import FORMATS, WHOLE
 from edgewise.export.onnx import export
 from edgewise.export.verify import compare_float, compare_formats, compare_quantized, require
 from edgewise.files import read_json, write_json
-from edgewise.layout import ARTIFACT, CHECKPOINT, DENSE, EPOCHS, RESULT, SHIPPED, shipped
+from edgewise.layout import ARTIFACT, CHECKPOINT, DENSE, EPOCHS, RESULT, SHIPPED, SNAPSHOTS, shipped
 from edgewise.pack_step import pack_artifact
 from edgewise.prune.dhspg import Dhspg, DhspgPruning
 from edgewise.prune.hesso import Hesso, HessoPruning
@@ -52,7 +52,7 @@ from edgewise.sparse import (
 )
 from edgewise.sparse_step import net_trim_step, sparsify_step
 from edgewise.teachers import load_teacher, taught_by
-from edgewise.train import TrainingMethod, evaluate, fit
+from edgewise.train import Snapshots, TrainingMethod, evaluate, fit
 from edgewise.train.randomness import mixed_seed
 from edgewise.units import format_bytes
 from edgewise.unseen import keep_generated, opened
@@ -78,12 +78,13 @@ def _train(context: Context, place: Place, config: Train) -> Result:
     seed = mixed_seed(context.recipe.seed, place.index)
     methods = [_method(context, place, method) for method in config.method]
     taught = next((method for method in methods if isinstance(method, DataFreeDistillation)), None)
+    snapshots = Snapshots(place.after / SNAPSHOTS, taught.config.judged) if taught else None
     model = fit(
         network.load(place.before),
         taught.task if taught else context.task,
         taught.split(config.batch) if taught else context.data.train,
         config,
-        methods=methods,
+        methods=[*methods, *([snapshots] if snapshots else [])],
         seed=seed,
         device=context.device,
         progress=context.progress,
@@ -97,11 +98,29 @@ def _train(context: Context, place: Place, config: Train) -> Result:
     network.save(model, context.builder, place.after)
     curve = {"epoch": list(range(1, len(losses) + 1)), "loss": losses}
     told: Result = {"curve": curve, "earlier_s": clock.earlier_s, "notes": notes}
-    if taught:
+    if taught and snapshots:
         told["generated"] = keep_generated(taught, context.data, place.after, seed)
         context = opened(context, place.after)
         notes.append("no image of the data set was read: it was opened after the training, to test the network")
-    return {"row": row(context, model), **told}
+    found = row(context, model)
+    if taught and snapshots:
+        judged = _judged(context, snapshots, model) | {config.epochs: found["accuracy"]}
+        told["judged"] = {
+            "step": [epoch * taught.config.student_steps * taught.config.steps for epoch in judged],
+            "accuracy": list(judged.values()),
+        }
+    return {"row": found, **told}
+
+
+def _judged(context: Context, snapshots: Snapshots, trained: nn.Module) -> dict[int, float]:
+    """Return the accuracy on the test split along a training by epoch, and let the snapshots go."""
+    accuracies = {}
+    for epoch, model in snapshots.networks_in_turn(trained):
+        accuracies[epoch] = evaluate(model, context.task, context.data.test, device=context.device)
+        if context.progress:
+            context.progress("judge", len(accuracies), len(snapshots.epochs))
+    shutil.rmtree(snapshots.folder)
+    return accuracies
 
 
 def _worse(context: Context, place: Place, model: nn.Module) -> str:

@@ -14,7 +14,6 @@ from edgewise.distill import (
     DataFree,
     DataFreeDistillation,
     Generator,
-    balance_loss,
     discrepancy,
     ensemble_logits,
     generator_loss,
@@ -233,7 +232,7 @@ def test_a_student_may_begin_as_its_first_teacher() -> None:
     assert same(student, nets[0])
 
 
-@pytest.mark.parametrize("settings", [{}, {"memory": 2, "balance": 1.0, "inherit": True}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"memory": 2, "inherit": True}], ids=str)
 def test_a_killed_training_ends_with_the_same_bytes(tmp_path: Path, settings: dict[str, Any]) -> None:
     train, nets, file = replace(TRAIN, epochs=3, ema=0.9), teachers(2), tmp_path / "checkpoint"
     whole = distillation(nets, **settings)
@@ -311,28 +310,6 @@ def test_a_student_learns_what_its_teacher_knows_without_an_image() -> None:
     method = distillation([teacher], steps=8, student_steps=5, noise=16)
     student = distilled(method, replace(TRAIN, epochs=6, batch=32))
     assert evaluate(student, TASK, tiny_split(200, seed=9)) > 0.9
-
-
-# --- the balance of classes -----------------------------------------------------------------------------------------
-
-
-def test_the_balance_is_the_negative_entropy_of_the_mean() -> None:
-    logits = 3 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    share = [sum(np.exp(row[k]) / np.exp(row).sum() for row in logits.double().numpy()) / 6 for k in range(4)]
-    assert balance_loss(logits).item() == pytest.approx(sum(p * np.log(p) for p in share), rel=1e-5)
-    assert balance_loss(torch.zeros(3, 4)).item() == pytest.approx(-np.log(4))  # the least there is
-    one_class = torch.tensor([[500.0, 0.0], [500.0, 0.0]], requires_grad=True)  # the other's share underflows
-    loss = balance_loss(one_class)
-    loss.backward()
-    assert loss.item() == 0
-    assert one_class.grad.isfinite().all()
-
-
-def test_the_balance_is_part_of_the_generators_loss() -> None:
-    nets, student, x = [net.eval() for net in teachers(2)], tiny_net(dropout=0.0).eval(), torch.randn(5, *SHAPE)
-    plain, targets = generator_loss(student, nets, x, weight=0.1)
-    balanced, _ = generator_loss(student, nets, x, weight=0.1, balance=3.0)
-    assert balanced.item() == pytest.approx(plain.item() + 3 * balance_loss(targets).item(), rel=1e-5)
 
 
 # --- a memory of images --------------------------------------------------------------------------------------------

@@ -424,3 +424,10 @@ def test_maps_are_no_logits() -> None:
         ModelError, match=r"distill compares logits \[N, classes\], and the student's output is \[8, 8,"
     ):
         method.loss(net, inputs, net(inputs), targets, torch.tensor(1.0))
+
+
+def test_a_student_may_begin_as_its_first_teacher() -> None:
+    nets = [tiny_net(seed=1), tiny_net(seed=2)]
+    student = tiny_net(seed=9)
+    Distillation(nets, Distill(teachers=("a", "b"), inherit=True)).start(student, TrainConfig(epochs=1), 1)
+    assert same(student, nets[0])

@@ -7,7 +7,14 @@ what comes from the user is data, never part of an expression.
 
 from edgewise.charts.base import COST, LAYER_COST, RELATIVE, Row, Spec, vega_script
 from edgewise.charts.layers import array_bars, exclusion_curve, layer_bars, sensitivity_curves
-from edgewise.charts.timing import STRIP_SAMPLES, latency_strips, quantiles, reach, training_curves
+from edgewise.charts.timing import (
+    STRIP_SAMPLES,
+    accuracy_curves,
+    latency_strips,
+    quantiles,
+    reach,
+    training_curves,
+)
 from edgewise.charts.tradeoff import Point, families, known_costs, plane
 
 __all__ = [
@@ -18,6 +25,7 @@ __all__ = [
     "Point",
     "Row",
     "Spec",
+    "accuracy_curves",
     "array_bars",
     "exclusion_curve",
     "families",

@@ -37,6 +37,10 @@ LAYER_COST: Readings = {
     "activation_bytes": ("activations", format_bytes),
 }
 
+HUES = (
+    *("#8c99a1", "#e15759", "#4e79a7", "#59a14f", "#f28e2b", "#b07aa1", "#1fa3a3", "#c9a227"),
+    *("#9c755f", "#e377c2", "#6b6ecf", "#0b7d77", "#8ca252", "#bd5d38", "#3182bd", "#d6616b"),
+)
 FONT = "ui-sans-serif, system-ui, sans-serif"
 LEAST_SPAN = 0.02  # of the accuracy axis: a difference of a hundredth must not look like a cliff
 CHOSEN = "datum.of === quantity"

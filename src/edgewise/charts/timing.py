@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
-from edgewise.charts.base import Row, Spec, amount, finished, tooltip
-from edgewise.units import format_seconds
+from edgewise.charts.base import HUES, Row, Spec, amount, finished, tooltip
+from edgewise.units import format_fraction, format_seconds
 
 STRIP_SAMPLES = 300  # drawn of a measurement; its box and its figures are of all
 
@@ -108,3 +108,49 @@ def training_curves(curves: Mapping[str, Row]) -> Spec:
     name = base.mark_text(align="left", dx=8, dy=-6, fontSize=12, fontWeight=500).encode(text="step:N")
     first = name.transform_filter("datum.epoch === 1")
     return finished(alt.layer(line, first), 220, "Training loss by epoch, one line for each training step.")
+
+
+def accuracy_curves(curves: Mapping[str, Row], levels: Mapping[str, float] | None = None) -> Spec:
+    """Draw how accurate students were along their trainings, by their steps.
+
+    Args:
+        curves: by name; `step`, counted from 0, and `accuracy`.
+        levels: accuracies to compare with, by name, drawn across.
+    """
+    import altair as alt
+
+    levels, ends = levels or {}, [curve["step"][-1] for curve in curves.values()]
+    marks = [
+        {"name": name, "step": step, "value": accuracy, "steps": f"{step:,}", "accuracy": format_fraction(accuracy)}
+        for name, curve in curves.items()
+        for step, accuracy in zip(curve["step"], curve["accuracy"], strict=True)
+    ]
+    hues = alt.Scale(domain=list(curves), range=[HUES[i % len(HUES)] for i in range(len(curves))])
+    top = max([*(mark["value"] for mark in marks), *levels.values()])
+    y = alt.Y(
+        "value:Q",
+        title="accuracy",
+        scale=alt.Scale(domain=[0, min(1, 1.1 * top)], nice=False),
+        axis=alt.Axis(labelExpr="format(datum.value, '.0%')", tickCount=6),
+    )
+    x = alt.X(
+        "step:Q",
+        title="steps of the student",
+        scale=alt.Scale(domain=[0, 1.02 * max(ends)], nice=False),
+        axis=alt.Axis(format="~s", grid=False, tickCount=6),
+    )
+    legend = alt.Legend(orient="top", title=None, labelLimit=0, symbolOpacity=1, labelColor="var(--ink)")
+    colour = alt.Color("name:N", scale=hues, sort=None, legend=legend if len(curves) > 1 else None)
+    line = (
+        alt.Chart(alt.InlineData(values=marks))
+        .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=28, filled=True))
+        .encode(x=x, y=y, color=colour, tooltip=tooltip("name", "steps", "accuracy"))
+    )
+    across = alt.Chart(
+        alt.InlineData(values=[{"name": f"{name}, {format_fraction(at)}", "value": at} for name, at in levels.items()])
+    )
+    rules = across.mark_rule(strokeDash=[4, 3], color="var(--muted)").encode(y=y)
+    names = across.mark_text(align="left", dx=4, dy=-7, fontSize=12, color="var(--muted)").encode(
+        y=y, x=alt.value(0), text="name:N"
+    )
+    return finished(alt.layer(line, rules, names), 260, "Accuracy on the test images by the student's steps.")

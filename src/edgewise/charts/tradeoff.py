@@ -10,6 +10,7 @@ from typing import Any, Literal
 from edgewise.charts.base import (
     CHOSEN,
     COST,
+    HUES,
     LEAST_SPAN,
     RELATIVE,
     Readings,
@@ -29,10 +30,6 @@ NEAR = 0.1  # of an axis: bubbles nearer than this in both directions share a la
 WIDE = 20.0  # the largest cost over the least from which a chart of series has a logarithmic axis
 MARK_AREA = 90.0  # px² of a point of a series
 # Of as many series, told apart on light and dark paper; the grey is for what all are compared with.
-HUES = (
-    *("#8c99a1", "#e15759", "#4e79a7", "#59a14f", "#f28e2b", "#b07aa1", "#1fa3a3", "#c9a227"),
-    *("#9c755f", "#e377c2", "#6b6ecf", "#0b7d77", "#8ca252", "#bd5d38", "#3182bd", "#d6616b"),
-)
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 
 

@@ -1,7 +1,6 @@
 """Distillation without data: the student imitates teachers on images that a generator makes against it."""
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -41,7 +40,8 @@ class DataFree:
             among them; the newest replaces the oldest. Not published: the student sees what earlier generators made
             again, and its steps on it need neither generator nor teachers. A checkpoint holds them. 0 is off.
         fresh: with a memory, how many of `student_steps` have new images; the others draw theirs from the memory.
-        balance: of the class balance in the generator's loss, see `balance_loss`. Not published here; 0 is off.
+        judged: how many times along the training, at most, the student is kept, to be judged on the test split when the
+            training is over and the data may be opened: the curve of the report.
         inherit: whether the student begins as blocks of the first teacher, see `edgewise.distill.inherit`: for one of
             the same widths. Not published; it learns many times faster so.
 
@@ -63,8 +63,8 @@ class DataFree:
     generator_lr: float = 1e-3
     memory: int = 0
     fresh: int = 1
-    balance: float = 0.0
     inherit: bool = False
+    judged: int = 10
 
     def __post_init__(self) -> None:
         if not self.teachers:
@@ -76,8 +76,8 @@ class DataFree:
             ("steps", self.steps, self.steps >= 1, "at least 1"),
             ("noise", self.noise, self.noise >= 1, "at least 1"),
             ("generator_lr", self.generator_lr, 0 < self.generator_lr < float("inf"), "above 0"),
-            ("balance", self.balance, 0 <= self.balance < float("inf"), "at least 0"),
             ("memory", self.memory, self.memory >= 0, "at least 0"),
+            ("judged", self.judged, self.judged >= 0, "at least 0"),
             ("fresh", self.fresh, 1 <= self.fresh <= self.student_steps, "from 1 to student_steps"),
         )
         for name, value, fits, range_ in ranges:
@@ -146,26 +146,6 @@ def moment_loss(inputs: Sequence[Tensor], layers: Sequence[nn.BatchNorm2d], firs
     return loss
 
 
-def balance_loss(logits: Tensor) -> Tensor:
-    """Compute sum_k p_k log p_k, with p the mean over the batch of softmax(logits): least where all classes are alike.
-
-    Args:
-        logits: of the ensemble, [N, classes].
-
-    Returns:
-        A float32 scalar, from -log(classes) to 0.
-
-    Reference: Chen et al., "Data-Free Learning of Student Networks", ICCV 2019, arXiv 1904.01186 (information
-    entropy loss).
-
-    >>> round(balance_loss(torch.tensor([[50.0, 0.0], [0.0, 50.0]])).item(), 4)
-    -0.6931
-    """
-    # The logarithm of the mean without the mean, which may be 0 for a class.
-    log_share = logits.float().log_softmax(1).logsumexp(0) - math.log(len(logits))
-    return (log_share.exp() * log_share).sum()
-
-
 def generator_loss(
     student: nn.Module,
     teachers: Sequence[nn.Module],
@@ -173,9 +153,8 @@ def generator_loss(
     *,
     weight: float,
     first: float = 5.0,
-    balance: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Compute -mean |S(x) - t(x)| + weight (1/n) sum over the n teachers of `moment_loss` + balance `balance_loss`.
+    """Compute -mean |S(x) - t(x)| + weight (1/n) sum over the n teachers of `moment_loss`.
 
     Its gradient goes through the student and the teachers to the images: these are run with autograd, in their mode.
 
@@ -185,7 +164,6 @@ def generator_loss(
         inputs: the images x, normalised, [N, C, H, W].
         weight: of the moments; with 0 they are not computed.
         first: c_1 of the moment loss.
-        balance: of the balance of t's classes; 0 as published.
 
     Returns:
         A float32 scalar, and t(x), float32 [N, classes].
@@ -200,8 +178,6 @@ def generator_loss(
     loss = -discrepancy(forward(student, inputs), targets)
     if weight:
         loss = loss + weight * torch.stack(moments).mean()
-    if balance:
-        loss = loss + balance * balance_loss(targets)
     return loss, targets.detach()
 
 
@@ -450,7 +426,6 @@ class DataFreeDistillation(TrainingMethod):
                 x,
                 weight=self.config.weight,
                 first=self.config.first,
-                balance=self.config.balance,
             )
             gradients = torch.autograd.grad(loss, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):

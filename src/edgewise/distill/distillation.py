@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgewise.data import Split
 from edgewise.distill.features import attention_loss, pooled, relational_loss, similarity_loss
+from edgewise.distill.inherit import inherit
 from edgewise.distill.logits import dkd_loss, kd_loss, mean_logits
 from edgewise.distill.taps import Pairing, Teachers, check_taps, inputs_of
 from edgewise.errors import ModelError
@@ -46,6 +47,7 @@ class Distill:
         teachers: run folders or files of weights; empty means this run's dense network.
         cache: ask the teachers about each image only once and keep their answers, and features, in memory. For
             trainings that show every image as it is: ``augment = []``.
+        inherit: whether the student begins as blocks of the first teacher, see `edgewise.distill.inherit`.
 
     Raises:
         ValueError: a value out of range, by name; a weight without taps, or the reverse.
@@ -64,6 +66,7 @@ class Distill:
     teacher_taps: tuple[str, ...] = ()
     teachers: tuple[str, ...] = ()
     cache: bool = False
+    inherit: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
@@ -125,12 +128,12 @@ class Distillation(TrainingMethod):
         return self._given
 
     def start(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
-        """Copy the teachers to the student's device, tap both, add the adapters, and fill the cache.
+        """Let the student inherit, copy the teachers to its device, tap both, add the adapters, and fill the cache.
 
         Raises:
             ValueError: a training that augments its images beside a cache, or blends them beside "dkd"; a cache that
                 does not fit into memory.
-            ModelError: no module of a name, features or outputs that cannot be compared.
+            ModelError: no module of a name, features or outputs that cannot be compared; a student that cannot inherit.
         """
         mine = self.config
         if mine.cache and config.augment:
@@ -142,6 +145,8 @@ class Distillation(TrainingMethod):
             raise ValueError(
                 'loss = "dkd" needs one right class per image, and mixup blends two; leave one of them out'
             )
+        if mine.inherit:
+            inherit(model, self._given[0])
         self._pairing = Pairing(model, self._given, mine.taps, mine.teacher_taps, mine.feature_weights, self._images)
         self._kept = self._ask(self._pairing.teachers, home(model), config) if mine.cache else []
         self._kept_is_seen = False

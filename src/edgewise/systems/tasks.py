@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from edgewise.systems.base import Arm, Published, System
 from edgewise.systems.weights import codebooks, from_dense
 
@@ -106,34 +108,41 @@ def _analysed(network: tuple[str, ...], epochs: tuple[int, int], bits: tuple[int
 # -- without data ---------------------------------------------------------------------------------------------------
 
 
+FREE = "step.0.method.0"
+INHERITS = (*_step(0, "lr=0.03", "schedule=cosine"), f"{FREE}.inherit=true")
+
+
 def _without_data(
-    teacher: tuple[str, ...], student: tuple[str, ...], epochs: int, batch: int, real: tuple[str, ...]
+    teacher: tuple[str, ...], student: tuple[str, ...], epochs: int, batch: int, real: tuple[str, ...], steps: int = 50
 ) -> tuple[Arm, ...]:
     """Return a student taught without data by three teachers and by one, and with data in as many steps.
+
+    The last of each kind begins as blocks of its first teacher. Without data it also learns from a memory then: three
+    of the published five-step rounds become one, with one new batch in 15.
 
     Args:
         teacher: changes that make the teachers.
         student: changes that make the student; its model first.
-        epochs: of 250 steps of the student.
-        batch: generated images in a step.
+        epochs: of five times `steps` steps of the student.
+        batch: images in a step.
         real: changes of the training on real data.
+        steps: of the generator in an epoch.
     """
     seeds = tuple(
         Arm(label=f"teacher, seed {seed}", recipe="dense", changes=(*teacher, f"seed={seed}")) for seed in range(3)
     )
     names = tuple(arm.label for arm in seeds)
-    free = (*student, *_step(0, f"epochs={epochs}", f"batch={batch}"))
+    taught = partial(Arm, dense=names[0], teachers=names)
+    data = (*student, *_step(0, f"batch={batch}"), *real)
+    free = (*student, *_step(0, f"epochs={epochs}", f"batch={batch}"), f"{FREE}.steps={steps}")
+    memory = (f"{FREE}.memory=100", f"{FREE}.student_steps=15", f"{FREE}.steps={steps // 3}")
     return (
         *seeds,
-        Arm(label="data distilled", recipe="dfed-real", changes=(*student, *real), dense=names[0], teachers=names),
-        Arm(label="DFED", recipe="dfed", changes=free, dense=names[0], teachers=names),
-        Arm(
-            label="DFAD",
-            recipe="dfed",
-            changes=(*free, "step.0.method.0.weight=0.0"),
-            dense=names[0],
-            teachers=names[:1],
-        ),
+        taught(label="data distilled", recipe="dfed-real", changes=data),
+        taught(label="data distilled, inherited", recipe="dfed-real", changes=(*data, *INHERITS)),
+        taught(label="DFED", recipe="dfed", changes=free),
+        taught(label="DFED, inherited", recipe="dfed", changes=(*free, *INHERITS, *memory)),
+        taught(label="DFAD", recipe="dfed", changes=(*free, f"{FREE}.weight=0.0"), teachers=names[:1]),
     )
 
 
@@ -192,14 +201,16 @@ TASKS: dict[str, System] = {
             ("model=resnet18",),
             epochs=240,
             batch=256,
-            real=_step(0, "epochs=300", "batch=256"),
+            real=_step(0, "epochs=330"),
+            steps=51,
         ),
         small=_without_data(
             ("model=resnet56", "images=10000", *_step(0, "epochs=10")),
             ("model=resnet20", "images=10000"),
-            epochs=20,
+            epochs=12,
             batch=64,
-            real=_step(0, "epochs=7", "batch=64"),
+            real=_step(0, "epochs=7"),
+            steps=18,
         ),
         columns=("params", "MACs", "file", "training"),
         cost="file_bytes",

@@ -8,8 +8,10 @@ from edgewise.train.loop import fit
 from edgewise.train.method import TrainingMethod
 from edgewise.train.recalibrate import recalibrate
 from edgewise.train.schedule import learning_rate
+from edgewise.train.snapshots import Snapshots
 
 __all__ = [
+    "Snapshots",
     "TrainConfig",
     "TrainingMethod",
     "WeightAverage",
