@@ -55,3 +55,13 @@ def test_the_tail_of_a_quantised_file_computes_in_floats(tmp_path: Path) -> None
     (scores, places), expected = outputs(file, x).unbind(2), torch.sigmoid(2 * before).flatten(1)
     torch.testing.assert_close(scores, Peaks()(before)[..., 0])
     torch.testing.assert_close(scores, expected.gather(1, places.long()))  # of equal scores either may come first
+
+
+def test_several_files_get_the_same_tail(tmp_path: Path) -> None:
+    net, tail, x = network(), Peaks(), torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = tail(net(x))
+    for name in ("first", "second"):
+        file = append_tail(export(net, x[:1], tmp_path / f"{name}.onnx"), tail)
+        onnx.checker.check_model(onnx.load(file), full_check=True)
+        torch.testing.assert_close(outputs(file, x), expected)

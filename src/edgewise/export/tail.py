@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,13 +36,14 @@ def append_tail(path: Path, tail: nn.Module, *, names: bool = False) -> Path:
     Raises:
         ModelError: the module cannot be written as ONNX.
     """
+    import onnx
     import onnx_ir as ir
 
     network = read(path)
     output = network.graph.outputs[0]
     assert output.shape is not None
     sizes = [size for size in output.shape[1:] if isinstance(size, int)]
-    last = ir.from_proto(_written(tail, tuple(sizes))).graph
+    last = ir.from_proto(onnx.load_from_string(_written(tail, tuple(sizes)))).graph
     shorten_values_(last, PREFIX)
     (given,), (made,) = last.inputs, last.outputs
     ir.convenience.replace_all_uses_with(given, output)
@@ -61,9 +61,11 @@ def append_tail(path: Path, tail: nn.Module, *, names: bool = False) -> Path:
 
 
 @lru_cache(maxsize=1)  # candidates of a budget get one and the same tail, a file after the other
-def _written(tail: nn.Module, sizes: tuple[int, ...]) -> Any:
-    """Write a tail for outputs of these sizes as an ONNX model; the same module must not change in between."""
-    import onnx_ir as ir
+def _written(tail: nn.Module, sizes: tuple[int, ...]) -> bytes:
+    """Write a tail for outputs of these sizes as an ONNX model; the same module must not change in between.
 
+    As bytes, since the names of a model's constants are those of the protobuf it was read from: a shared one would be
+    renamed with the first file.
+    """
     with TemporaryDirectory() as folder:
-        return ir.to_proto(read(export(tail, torch.zeros(1, *sizes), Path(folder) / "tail.onnx")))
+        return export(tail, torch.zeros(1, *sizes), Path(folder) / "tail.onnx").read_bytes()
