@@ -265,6 +265,19 @@ def test_a_loss_that_diverges_ends_with_exit_code_1(recipe: Path, tmp_path: Path
     refused(done, "step 01-train", "epoch 1", code=1)
 
 
+def test_a_checkpoint_that_must_be_deleted_is_named_where_it_lies(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["compress", recipe, "--out", out, "--json"]
+    room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))"
+    refused(edgewise(*arguments, prelude=room), "the checkpoint cannot be written")
+    stale = out / "steps/.01-train.partial/checkpoint.safetensors"
+    stale.write_bytes(b"nothing")
+    refused(edgewise(*arguments, "--resume"), f"{stale}: not a readable checkpoint", "delete it to train anew")
+    stale.unlink()
+    resumed = edgewise(*arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+
+
 def test_a_full_disk_is_said_in_one_line_and_leaves_no_half_file(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ["compress", recipe, "--out", out, "--json"]

@@ -474,11 +474,13 @@ def parse_shape(text: str) -> tuple[int, int, int]:
 
 def main() -> None:
     """Run the command: errors of the user's become one line and exit code 2."""
-    from edgewise.errors import EdgewiseError
+    from edgewise.errors import EdgewiseError, StaleFile
 
     try:
         code = app(standalone_mode=False)  # or else typer answers in boxes of several lines
         sys.stdout.flush()
+    except StaleFile as error:
+        fail(str(error), error.exit_code, where_it_lies=True)
     except EdgewiseError as error:
         fail(f"{error}{how_to_resume() if disk_full(error.__cause__) else ''}", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -529,11 +531,12 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def fail(message: str, code: int) -> None:
-    """Print one line on stderr and leave."""
+def fail(message: str, code: int, *, where_it_lies: bool = False) -> None:
+    """Print one line on stderr and leave; it names files by their final places, or by where they lie."""
     from edgewise.files import without_partial
 
-    print(f"edgewise: {without_partial(' '.join(message.split()))}", file=sys.stderr)
+    line = " ".join(message.split())
+    print(f"edgewise: {line if where_it_lies else without_partial(line)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -10,6 +10,7 @@ EdgewiseError                  the command ends with exit code 1
 │   ├── BudgetError            a budget that no allowed widths can meet
 │   │   └── AlignmentError     one that only widths between the aligned ones could meet: exit code 3
 │   ├── RunFolderError         a run folder that exists, is missing, or was changed by hand
+│   │   └── StaleFile          a file of an unfinished run that must be deleted by hand
 │   └── MissingExtra           an optional dependency that is not installed
 ├── TrainingDiverged           the loss became NaN or infinite
 ├── CheckFailed                an equality the product promises does not hold
@@ -64,6 +65,10 @@ class AlignmentError(BudgetError):
 
 class RunFolderError(UserError):
     """A run folder that exists already, is missing, or was changed by hand."""
+
+
+class StaleFile(RunFolderError):  # noqa: N818
+    """A file in an unfinished run that must be deleted by hand; the message names it where it lies."""
 
 
 class MissingExtra(UserError):  # noqa: N818

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from edgewise.data import Split
-from edgewise.errors import RunFolderError
+from edgewise.errors import RunFolderError, StaleFile
 from edgewise.files import write_bytes
 from edgewise.tasks import Task
 from edgewise.train.config import TrainConfig
@@ -94,7 +94,7 @@ def read_checkpoint(path: Path, training: Training, made_by: Mapping[str, Any]) 
         The mean loss of each finished epoch.
 
     Raises:
-        RunFolderError: the file is unreadable, or another training wrote it (the first difference is named).
+        StaleFile: the file is unreadable, or another training wrote it (the first difference is named).
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -104,19 +104,19 @@ def read_checkpoint(path: Path, training: Training, made_by: Mapping[str, Any]) 
             raise ValueError(f"its format is {header.get('format')}, not {FORMAT}")
         losses, written_by = json.loads(header["losses"]), json.loads(header["made_by"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise RunFolderError(f"{path}: not a readable checkpoint ({error}); delete it to train anew") from error
+        raise StaleFile(f"{path}: not a readable checkpoint ({error}); delete it to train anew") from error
 
     # Through JSON, which turns tuples into lists, as the written one went.
     for name, value in json.loads(json.dumps(made_by)).items():
         if written_by.get(name) != value:
-            raise RunFolderError(
+            raise StaleFile(
                 f"{path}: another training wrote this checkpoint: {name} was {written_by.get(name)} and is {value}; "
                 "delete it to train anew"
             )
     try:
         _restore(training, tensors)
     except (KeyError, RuntimeError) as error:  # a tensor that is missing, or of another shape
-        raise RunFolderError(f"{path}: does not fit the network ({error}); delete it to train anew") from error
+        raise StaleFile(f"{path}: does not fit the network ({error}); delete it to train anew") from error
     return [float(loss) for loss in losses]
 
 
