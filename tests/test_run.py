@@ -408,6 +408,14 @@ def test_a_measurement_counts_only_for_the_artifact_it_was_made_of(finished: Pat
     assert _measurements(folders[:-1]) == []
 
 
+def test_a_file_that_nothing_made_smaller_is_said_to_be_the_dense_networks(recipe: Path, tmp_path: Path) -> None:
+    changes = ["budget=", "step.0.epochs=1", *(f"step.{index}=" for index in (3, 2, 1))]
+    (*_, measured) = compress(read(recipe, changes), tmp_path / "run").results["rows"]
+    notes = " ".join(measured["notes"])
+    assert "the file is the dense float network's" in notes
+    assert "NOT SMALLER" not in notes
+
+
 def test_a_drop_exactly_at_its_limit_is_met() -> None:
     names = ("params", "nonzero", "macs", "weight_bytes", "peak_activation_bytes", "file_bytes", "latency_s")
     figures = dict.fromkeys((*names, "resident_bytes"), 1)
