@@ -167,7 +167,9 @@ def _method(context: Context, place: Place, config: Any) -> TrainingMethod:
             return made(config)
     teachers = [load_teacher(name, context.builder) for name in config.teachers]
     if isinstance(config, DataFree):
-        return DataFreeDistillation(teachers, config, context.data.input_shape, len(context.data.classes))
+        return DataFreeDistillation(
+            teachers, config, context.data.input_shape, len(context.data.classes), context.progress
+        )
     if not teachers:
         assert place.dense is not None  # the recipe's order was checked
         teachers = [network.load(place.dense)]

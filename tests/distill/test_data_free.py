@@ -14,11 +14,14 @@ from edgewise.distill import (
     DataFree,
     DataFreeDistillation,
     Generator,
+    balance_loss,
     discrepancy,
     ensemble_logits,
     generator_loss,
+    leading_loss,
     moment_loss,
 )
+from edgewise.distill.data_free import batchnorm_inputs
 from edgewise.errors import DataError, ModelError, RunFolderError
 from edgewise.train import TrainConfig, TrainingMethod, evaluate, fit
 from edgewise.train.randomness import mixed_seed
@@ -232,7 +235,7 @@ def test_a_student_may_begin_as_its_first_teacher() -> None:
     assert same(student, nets[0])
 
 
-@pytest.mark.parametrize("settings", [{}, {"memory": 2, "inherit": True}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"memory": 2, "inherit": True, "lead": 3}], ids=str)
 def test_a_killed_training_ends_with_the_same_bytes(tmp_path: Path, settings: dict[str, Any]) -> None:
     train, nets, file = replace(TRAIN, epochs=3, ema=0.9), teachers(2), tmp_path / "checkpoint"
     whole = distillation(nets, **settings)
@@ -310,6 +313,54 @@ def test_a_student_learns_what_its_teacher_knows_without_an_image() -> None:
     method = distillation([teacher], steps=8, student_steps=5, noise=16)
     student = distilled(method, replace(TRAIN, epochs=6, batch=32))
     assert evaluate(student, TASK, tiny_split(200, seed=9)) > 0.9
+
+
+# --- a generator that leads ----------------------------------------------------------------------------------------
+
+
+def test_the_balance_is_the_negative_entropy_of_the_mean() -> None:
+    logits = 3 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    share = [sum(np.exp(row[k]) / np.exp(row).sum() for row in logits.double().numpy()) / 6 for k in range(4)]
+    assert balance_loss(logits).item() == pytest.approx(sum(p * np.log(p) for p in share), rel=1e-5)
+    assert balance_loss(torch.zeros(3, 4)).item() == pytest.approx(-np.log(4))  # the least there is
+    one_class = torch.tensor([[500.0, 0.0], [500.0, 0.0]], requires_grad=True)  # the other's share underflows
+    loss = balance_loss(one_class)
+    loss.backward()
+    assert loss.item() == 0
+    assert one_class.grad.isfinite().all()
+
+
+def test_the_leading_loss_is_as_published_with_moments() -> None:
+    nets, x = [net.eval() for net in teachers(2)], torch.randn(5, *SHAPE)
+    logits = ((nets[0](x) + nets[1](x)) / 2).double().detach().numpy()
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    sure, mean = -np.log(shares.max(1)).mean(), shares.mean(0)
+    moments = []
+    for net in nets:
+        with batchnorm_inputs(net) as (seen, layers):
+            net(x)
+        moments.append(moment_loss(seen, layers).item())
+    expected = sure + 5 * (mean * np.log(mean)).sum() + 0.1 * np.mean(moments)
+    assert leading_loss(nets, x, weight=0.1).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_generator_that_leads_makes_its_steps_before_the_students_first() -> None:
+    told = []
+    method = distillation(teachers(2), lead=30, generator_lr=0.01)
+    method._progress = lambda what, done, total: told.append((what, done, total))
+    first: list[float] = []
+
+    class Watch(TrainingMethod):
+        def loss(self, model: nn.Module, inputs: Tensor, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
+            if not first:
+                first.append(balance_loss(targets).item() + (-targets.log_softmax(1).max(1).values).mean().item())
+            return loss
+
+    fit(tiny_net(seed=9), method.task, method.split(TRAIN.batch), TRAIN, methods=[method, Watch()])
+    unled, led = distillation(teachers(2)), first.pop()
+    fit(tiny_net(seed=9), unled.task, unled.split(TRAIN.batch), TRAIN, methods=[unled, Watch()])
+    assert told == [("lead", step, 30) for step in range(1, 31)]
+    assert led < first[0] - 0.1
 
 
 # --- a memory of images --------------------------------------------------------------------------------------------

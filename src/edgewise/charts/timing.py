@@ -125,7 +125,7 @@ def accuracy_curves(curves: Mapping[str, Row], levels: Mapping[str, float] | Non
         for name, curve in curves.items()
         for step, accuracy in zip(curve["step"], curve["accuracy"], strict=True)
     ]
-    hues = alt.Scale(domain=list(curves), range=[HUES[i % len(HUES)] for i in range(len(curves))])
+    hues = ["var(--accent)"] if len(curves) == 1 else [HUES[i % len(HUES)] for i in range(len(curves))]
     top = max([*(mark["value"] for mark in marks), *levels.values()])
     y = alt.Y(
         "value:Q",
@@ -140,7 +140,12 @@ def accuracy_curves(curves: Mapping[str, Row], levels: Mapping[str, float] | Non
         axis=alt.Axis(format="~s", grid=False, tickCount=6),
     )
     legend = alt.Legend(orient="top", title=None, labelLimit=0, symbolOpacity=1, labelColor="var(--ink)")
-    colour = alt.Color("name:N", scale=hues, sort=None, legend=legend if len(curves) > 1 else None)
+    colour = alt.Color(
+        "name:N",
+        scale=alt.Scale(domain=list(curves), range=hues),
+        sort=None,
+        legend=legend if len(curves) > 1 else None,
+    )
     line = (
         alt.Chart(alt.InlineData(values=marks))
         .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=28, filled=True))

@@ -1,6 +1,7 @@
 """Distillation without data: the student imitates teachers on images that a generator makes against it."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -8,17 +9,20 @@ from typing import Literal, Self, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edgewise.data import Split
 from edgewise.distill.generator import Generator, first_side
 from edgewise.distill.inherit import inherit
 from edgewise.errors import DataError, ModelError
 from edgewise.graph.trace import evaluating
+from edgewise.progress import Progress
 from edgewise.tasks import Task, same_class
 from edgewise.train.config import TrainConfig
 from edgewise.train.forward import autocast, forward, home, image_layout, weight_layout
 from edgewise.train.method import TrainingMethod
 
+BALANCE = 5.0  # of the balance of classes in `leading_loss`
 SAMPLED = 256  # images made at once when they are only looked at; changes memory alone
 
 
@@ -39,6 +43,8 @@ class DataFree:
         memory: batches of generated images that are kept with the teachers' answers, those of the generator's steps
             among them; the newest replaces the oldest. Not published: the student sees what earlier generators made
             again, and its steps on it need neither generator nor teachers. A checkpoint holds them. 0 is off.
+        lead: steps of the generator, at its whole rate, before the student's first: towards images that the teachers
+            are sure of, of all classes alike, see `leading_loss`. Not published here; 0 is off.
         fresh: with a memory, how many of `student_steps` have new images; the others draw theirs from the memory.
         judged: how many times along the training, at most, the student is kept, to be judged on the test split when the
             training is over and the data may be opened: the curve of the report.
@@ -50,7 +56,8 @@ class DataFree:
 
     References:
         Hao et al., "Data-Free Ensemble Knowledge Distillation for Privacy-conscious Multimedia Model Compression",
-        ACM MM 2021. Fang et al., "Data-Free Adversarial Distillation", 2019, arXiv 1912.11006.
+        ACM MM 2021. Fang et al., "Data-Free Adversarial Distillation", 2019, arXiv 1912.11006. Of `lead`: Chen et al.,
+        "Data-Free Learning of Student Networks", ICCV 2019, arXiv 1904.01186.
     """
 
     kind: Literal["data_free"] = "data_free"
@@ -61,6 +68,7 @@ class DataFree:
     steps: int = 50
     noise: int = 256
     generator_lr: float = 1e-3
+    lead: int = 0
     memory: int = 0
     fresh: int = 1
     inherit: bool = False
@@ -76,6 +84,7 @@ class DataFree:
             ("steps", self.steps, self.steps >= 1, "at least 1"),
             ("noise", self.noise, self.noise >= 1, "at least 1"),
             ("generator_lr", self.generator_lr, 0 < self.generator_lr < float("inf"), "above 0"),
+            ("lead", self.lead, self.lead >= 0, "at least 0"),
             ("memory", self.memory, self.memory >= 0, "at least 0"),
             ("judged", self.judged, self.judged >= 0, "at least 0"),
             ("fresh", self.fresh, 1 <= self.fresh <= self.student_steps, "from 1 to student_steps"),
@@ -168,17 +177,61 @@ def generator_loss(
     Returns:
         A float32 scalar, and t(x), float32 [N, classes].
     """
+    targets, moments = _ask(teachers, inputs, weight, first)
+    return moments - discrepancy(forward(student, inputs), targets), targets.detach()
+
+
+def leading_loss(teachers: Sequence[nn.Module], inputs: Tensor, *, weight: float, first: float = 5.0) -> Tensor:
+    """Compute the loss of a generator that no student leads yet.
+
+    The mean cross entropy of t(x) with its own largest class, + 5 `balance_loss`, + weight (1/n) sum of `moment_loss`:
+    images that the teachers are sure of, of all classes alike, that look to them like what they were trained on.
+
+    Args:
+        teachers: their mean logits are t; in eval mode, run with autograd.
+        inputs: the images x, normalised, [N, C, H, W].
+        weight: of the moments; with 0 they are not computed.
+        first: c_1 of the moment loss.
+
+    Returns:
+        A float32 scalar.
+
+    Reference: Chen et al., "Data-Free Learning of Student Networks", ICCV 2019, arXiv 1904.01186: its one-hot loss and
+    information entropy loss with their weights; moments stand for its activation loss.
+    """
+    targets, moments = _ask(teachers, inputs, weight, first)
+    return functional.cross_entropy(targets, targets.argmax(1)) + BALANCE * balance_loss(targets) + moments
+
+
+def balance_loss(logits: Tensor) -> Tensor:
+    """Compute sum_k p_k log p_k, with p the mean over the batch of softmax(logits): least where all classes are alike.
+
+    Args:
+        logits: of the ensemble, [N, classes].
+
+    Returns:
+        A float32 scalar, from -log(classes) to 0.
+
+    Reference: Chen et al., "Data-Free Learning of Student Networks", ICCV 2019 (information entropy loss).
+
+    >>> round(balance_loss(torch.tensor([[50.0, 0.0], [0.0, 50.0]])).item(), 4)
+    -0.6931
+    """
+    # The logarithm of the mean without the mean, which may be 0 for a class.
+    log_share = logits.float().log_softmax(1).logsumexp(0) - math.log(len(logits))
+    return (log_share.exp() * log_share).sum()
+
+
+def _ask(teachers: Sequence[nn.Module], inputs: Tensor, weight: float, first: float) -> tuple[Tensor, Tensor]:
+    """Return the teachers' mean logits, float32 [N, classes], and the weighted mean of their moment losses."""
     logits, moments = [], []
     for teacher in teachers:
         with batchnorm_inputs(teacher) as (seen, layers):
             logits.append(forward(teacher, inputs).float())
         if weight:
             moments.append(moment_loss(seen, layers, first))
-    targets = torch.stack(logits).mean(0)
-    loss = -discrepancy(forward(student, inputs), targets)
-    if weight:
-        loss = loss + weight * torch.stack(moments).mean()
-    return loss, targets.detach()
+    matched = weight * torch.stack(moments).mean() if weight else torch.zeros((), device=inputs.device)
+    return torch.stack(logits).mean(0), matched
 
 
 @contextmanager
@@ -305,6 +358,7 @@ class DataFreeDistillation(TrainingMethod):
         config: the settings.
         input_shape: (C, H, W) of an image.
         classes: how many logits the teachers give.
+        progress: is told ("lead", done, total) of the generator's steps before the student's first.
 
     Raises:
         ValueError: not as many teachers as the config names.
@@ -315,7 +369,12 @@ class DataFreeDistillation(TrainingMethod):
     config: DataFree
 
     def __init__(
-        self, teachers: Sequence[nn.Module], config: DataFree, input_shape: tuple[int, int, int], classes: int
+        self,
+        teachers: Sequence[nn.Module],
+        config: DataFree,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        progress: Progress | None = None,
     ) -> None:
         if len(teachers) != len(config.teachers):
             raise ValueError(f"{len(teachers)} teachers are given, and teachers names {len(config.teachers)}")
@@ -332,7 +391,7 @@ class DataFreeDistillation(TrainingMethod):
                 raise ModelError(
                     f"teacher {name} has no BatchNorm whose moments the images could match; set weight = 0"
                 )
-        self.config = config
+        self.config, self._progress = config, progress
         self.task = Imitation(input_shape, classes, self._make)
         self._given = list(teachers)
         self._teachers = self._given
@@ -407,6 +466,7 @@ class DataFreeDistillation(TrainingMethod):
         self._images = image_layout(torch.zeros(size, channels, side, side, device=device))
         self._logits = torch.zeros(size, self.task.classes, device=device)
         self._stored = torch.zeros((), dtype=torch.int64)
+        self._led = False
         self._place = 0  # of the student's next step between two of the generator's; 0 at the start of each epoch
         self._optimizer = torch.optim.Adam(generator.parameters(), lr=self.config.generator_lr, foreach=True)
         self._batch, self._peak, self._precision = config.batch, config.lr, config.precision
@@ -415,27 +475,40 @@ class DataFreeDistillation(TrainingMethod):
         """Make a step of the generator after every `student_steps` of the student."""
         if (step + 1) % self.config.student_steps:
             return
-        generator = self._generator
-        assert generator is not None
-        parameters: list[Tensor] = list(generator.parameters())
-        with torch.enable_grad(), autocast(home(generator), self._precision):
-            x = image_layout(generator(self._noise(self._batch)))
-            loss, targets = generator_loss(
-                model,
-                self._teachers,
-                x,
-                weight=self.config.weight,
-                first=self.config.first,
-            )
-            gradients = torch.autograd.grad(loss, parameters)
+        config = self.config
+        with torch.enable_grad(), autocast(home(model), self._precision):
+            x = self._images_to_learn_from()
+            loss, targets = generator_loss(model, self._teachers, x, weight=config.weight, first=config.first)
+        self._step(loss, config.generator_lr * lr / self._peak)
+        self._place = 0
+        self._remember(x.detach(), targets)
+
+    def _lead(self) -> None:
+        """Make the generator's steps before the student's first."""
+        config = self.config
+        for step in range(config.lead):
+            with torch.enable_grad(), autocast(home(self._teachers[0]), self._precision):
+                x = self._images_to_learn_from()
+                loss = leading_loss(self._teachers, x, weight=config.weight, first=config.first)
+            self._step(loss, config.generator_lr)
+            if self._progress:
+                self._progress("lead", step + 1, config.lead)
+
+    def _images_to_learn_from(self) -> Tensor:
+        assert self._generator is not None
+        return image_layout(self._generator(self._noise(self._batch)))
+
+    def _step(self, loss: Tensor, lr: float) -> None:
+        """Make a step of the generator."""
+        assert self._generator is not None
+        parameters: list[Tensor] = list(self._generator.parameters())
+        gradients = torch.autograd.grad(loss, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         for group in self._optimizer.param_groups:
-            group["lr"] = self.config.generator_lr * lr / self._peak
+            group["lr"] = lr
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self._place = 0
-        self._remember(x.detach(), targets)
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Let go of the teachers' copies; the generator stays, for `sample`."""
@@ -456,6 +529,7 @@ class DataFreeDistillation(TrainingMethod):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take them back."""
         assert self._generator is not None
+        self._led = True
         if self.config.memory:
             self._images.copy_(state["memory.images"])
             self._logits.copy_(state["memory.logits"])
@@ -478,6 +552,9 @@ class DataFreeDistillation(TrainingMethod):
         """Make a batch for the student: images [count, C, H, W] and the ensemble's logits [count, classes]."""
         generator = self._generator
         assert generator is not None
+        if not self._led:
+            self._led = True
+            self._lead()
         place, self._place = self._place, self._place + 1
         if self.config.memory and place >= self.config.fresh:
             filled = min(int(self._stored) * self._batch, len(self._images))

@@ -74,7 +74,7 @@ def _taught(
     small = Arm(
         label="compressed",
         recipe="detector",
-        changes=(*data, *student, *_step(1, "keep_latency=0.8"), *_step(2, *settings, "lr=0.002", "epochs=10")),
+        changes=(*data, *student, *_step(1, "keep_latency=0.9"), *_step(2, *settings, "lr=0.002", "epochs=10")),
         dense=best.label,
         from_dense=True,
     )
@@ -117,8 +117,8 @@ def _without_data(
 ) -> tuple[Arm, ...]:
     """Return a student taught without data by three teachers and by one, and with data in as many steps.
 
-    The last of each kind begins as blocks of its first teacher. Without data it also learns from a memory then: three
-    of the published five-step rounds become one, with one new batch in 15.
+    The last of each kind begins as blocks of its first teacher. Without data the generator then makes 150 steps first,
+    and the student learns from a memory: three of the published five-step rounds become one, with one new batch in 15.
 
     Args:
         teacher: changes that make the teachers.
@@ -135,7 +135,13 @@ def _without_data(
     taught = partial(Arm, dense=names[0], teachers=names)
     data = (*student, *_step(0, f"batch={batch}"), *real)
     free = (*student, *_step(0, f"epochs={epochs}", f"batch={batch}"), f"{FREE}.steps={steps}")
-    memory = (f"{FREE}.memory=100", f"{FREE}.student_steps=15", f"{FREE}.steps={steps // 3}")
+    memory = (
+        f"{FREE}.lead=150",
+        f"{FREE}.generator_lr=0.002",
+        f"{FREE}.memory=100",
+        f"{FREE}.student_steps=15",
+        f"{FREE}.steps={steps // 3}",
+    )
     return (
         *seeds,
         taught(label="data distilled", recipe="dfed-real", changes=data),
