@@ -101,6 +101,22 @@ def test_the_files_give_the_networks_boxes(run: Path, pack: Path) -> None:
     assert task.agreement(outputs(run / "model.onnx", inputs), small) > 0.9  # in int8
 
 
+def test_a_file_for_another_runtime_is_held_to_the_boxes(run: Path, pack: Path, tmp_path: Path) -> None:
+    steps = ({"kind": "quantize", "calibration": 16}, {"kind": "export", "format": "openvino"})
+    weights = str(run / "dense" / "model.safetensors")
+    folder = compress(recipe(pack, *steps, weights=weights), tmp_path / "run").folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    named = {each["name"].partition(": ")[2] or each["name"]: each for each in manifest["checks"]}
+    assert named["openvino int8 file gives its ONNX file's answers"]["value"] > 0.9
+    assert all(found.passed for found in check(folder))
+
+
+def test_what_a_later_training_cannot_do_is_refused_before_the_first(pack: Path) -> None:
+    prune, method = {"kind": "prune", "keep_macs": 0.7}, {"kind": "distill_detector", "hint": 1.0, "taps": ["nohead"]}
+    with pytest.raises(ModelError, match=r'step.2 \(train\): the student has no module "nohead"'):
+        prepare(recipe(pack, TRAIN, prune, {**TRAIN, "method": [method]}))
+
+
 def test_the_report_shows_what_was_found(run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     assert len(results["pictures"]) == 6

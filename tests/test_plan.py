@@ -265,3 +265,12 @@ def test_what_may_help_where_only_accuracy_misses_is_told(
     finished = Finished(Path("run"), {"budget": budget, "rows": [{"kind": kind} for kind in kinds]})
     told = _after_a_drop(finished, 4)
     assert re.search(advice, told) if advice else told == ""
+
+
+def test_what_a_network_is_for_is_what_its_data_are(tmp_path: Path) -> None:
+    boxes = tmp_path / "boxes.npz"
+    boxes.touch()
+    kinds = {"fashion-mnist": "classification", f"pack:{tmp_path}": "classification", f"pack:{boxes}": "detection"}
+    kinds |= {"coco:images": "detection", "voc:images": "detection", "stego:images": "steganalysis"}
+    for data, kind in kinds.items():
+        assert Wish(model="own.py:net", data=data, budget=Limits(size=1e5)).kind == kind, data

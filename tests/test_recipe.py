@@ -321,3 +321,17 @@ def test_what_another_runtime_does_not_take_is_refused(tmp_path: Path, changes: 
 def test_a_format_is_what_the_last_export_step_says(tmp_path: Path) -> None:
     assert read(write(tmp_path, GOOD)).format == "onnx"
     assert read(write(tmp_path, GOOD), ["step.4.format=executorch"]).format == "executorch"
+
+
+@pytest.mark.parametrize(
+    ("method", "augment", "message"),
+    [
+        ({"loss": "dkd"}, ["mixup"], "needs one right class per image, and mixup blends two: leave one out"),
+        ({"inherit": True}, [], r"step.2 \(train\) has inherit = true, and its network was made before: leave it out"),
+    ],
+)
+def test_a_distillation_that_cannot_be_is_refused(method: dict[str, object], augment: list[str], message: str) -> None:
+    last = {"kind": "train", "augment": augment, "method": [{"kind": "distill", **method}]}
+    steps = [{"kind": "train"}, {"kind": "prune", "keep_macs": 0.5}, last]
+    with pytest.raises(RecipeError, match=message):
+        parse({"model": "resnet20", "data": "fashion-mnist", "step": steps})

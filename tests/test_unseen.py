@@ -75,7 +75,7 @@ def test_nothing_of_the_data_is_read_before_the_network_is_trained(folder: Path)
     assert judged["step"] == [0, 15, 30]  # of 5 to one of the generator, of which an epoch has 3
     assert judged["accuracy"][-1] == results["rows"][1]["accuracy"]
     assert not list(out.rglob("snapshots"))  # they were judged
-    assert "of the data set the test split alone was read" in results["data_note"]
+    assert "of the data set the test split alone is used" in results["data_note"]
     assert "no image of the data set was read" in " ".join(results["rows"][1]["notes"])
     assert results["rows"][-1]["latency_s"] > 0
     assert "judged when the training was over" in (out / "report.html").read_text()
@@ -84,6 +84,21 @@ def test_nothing_of_the_data_is_read_before_the_network_is_trained(folder: Path)
         read_json(out / "manifest.json")["data"]["checksum"]
         == read_json(folder / "teacher/manifest.json")["data"]["checksum"]
     )
+
+
+def test_what_fails_after_the_judging_can_be_gone_on_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, out = read(student(folder, folder / "pack"), [f"step.{step}=" for step in (4, 3, 2, 1)]), folder / "full"
+
+    def full(path: Path, value: object) -> Path:
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgewise.steps.write_json", full)
+        with pytest.raises(OSError, match="No space"):
+            compress(recipe, out)
+    results = compress(recipe, out, resume=True).results
+    assert results["judged"]["step"] == [0, 15, 30]
+    assert not list(out.rglob("snapshots"))
 
 
 @pytest.mark.parametrize(
@@ -114,4 +129,6 @@ def test_the_first_teacher_must_say_what_images_there_are(folder: Path) -> None:
     recipe = read(student(folder, folder / "pack"), ["step.0.method.0.teachers=['resnet20:nowhere.th']"])
     with pytest.raises(RecipeError, match="the first one must be a run folder"):
         compress(recipe, folder / "none")
+    with pytest.raises(RecipeError, match=r'size = 64: without data the images are as teacher ".*" knows them, 28 pix'):
+        compress(read(student(folder, folder / "pack"), ["size=64"]), folder / "none")
     assert not (folder / "none").exists()

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgewise.errors import RunFolderError
 from edgewise.files import is_partial, locked, partial_folder, write_bytes
-from edgewise.layout import DENSE, EVENTS, MANIFEST, RECIPE, step_folder
+from edgewise.layout import CHECKPOINT, DENSE, EVENTS, MANIFEST, RECIPE, step_folder
 from edgewise.prune.config import Prune
 from edgewise.recipe import Recipe, absolute, read, to_toml
 
@@ -118,7 +118,7 @@ def _begun(folder: Path, recipe: Recipe) -> int:
     if (folder / MANIFEST).exists():
         return len(recipe.step) + 1
     places = [step_folder(folder, index, step.kind) for index, step in enumerate(recipe.step)]
-    begun = [i + 1 for i, place in enumerate(places) if place.exists() or partial_folder(place).exists()]
+    begun = [i + 1 for i, place in enumerate(places) if place.exists() or (partial_folder(place) / CHECKPOINT).exists()]
     return max([0, *begun, *([recipe.dense_at + 1] if (folder / DENSE).exists() else [])])
 
 

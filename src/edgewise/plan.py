@@ -23,7 +23,7 @@ from edgewise import models
 from edgewise.budget import COLUMNS, Limits
 from edgewise.context import Context
 from edgewise.cost import cost_of
-from edgewise.data import Dataset, Kind
+from edgewise.data import Dataset, Kind, kind_of
 from edgewise.devices.local import available_cores, machine
 from edgewise.devices.measure import measure
 from edgewise.errors import BudgetError, RunFolderError, UserError, nearest
@@ -109,8 +109,8 @@ class Wish:
 
     @property
     def kind(self) -> Kind:
-        """What the network is for; one that is not edgewise's own is taken for a classifier."""
-        return models.MODELS[self.model].kind if self.model in models.MODELS else "classification"
+        """What its data are, and so what the network is for."""
+        return kind_of(self.data)
 
     @property
     def measure_step(self) -> dict[str, Any]:

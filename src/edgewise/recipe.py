@@ -114,6 +114,8 @@ class Train(TrainConfig):
                 raise ValueError(
                     f"augment = {list(self.augment)} changes the images whose answers cache keeps: augment = []"
                 )
+            if isinstance(method, Distill) and method.loss == "dkd" and "mixup" in self.augment:
+                raise ValueError('loss = "dkd" needs one right class per image, and mixup blends two: leave one out')
 
     @property
     def distils(self) -> bool:
@@ -610,6 +612,8 @@ def _check_order(recipe: Recipe, source: str) -> None:
             raise RecipeError(f"{where} reads no data, so that no step before it may: put it first")
         if isinstance(step, Train) and recipe.data_free and position and not step.data_free:
             raise RecipeError(f"{where} trains on data, and step.0 (train) was to do without: leave one of them out")
+        if isinstance(step, Train) and position and any(getattr(each, "inherit", False) for each in step.method):
+            raise RecipeError(f"{where} has inherit = true, and its network was made before: leave it out")
         if isinstance(step, Train) and step.distils and recipe.dense_at == 0 and recipe.weights is None:
             raise RecipeError(f"{where} distils from this run's dense network, which this recipe never trains")
         if isinstance(step, Train) and step.distils and position < recipe.dense_at:

@@ -142,7 +142,8 @@ def reproduce(
             if arm.begins_as and not folder.exists():
                 take_over(place(out, arm.begins_as), folder, plans[arm.label])
             going_on = (folder / RECIPE).exists()
-            images = None if _finished(out, arm) else loaded(plans[arm.label])
+            needless = _finished(out, arm) or plans[arm.label].data_free
+            images = None if needless else loaded(plans[arm.label])
             show = partial(log, arm.label)
             run = compress(plans[arm.label], folder, resume=going_on, images=images, progress=watch, log=show)
             watch.worked |= not run.before

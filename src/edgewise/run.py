@@ -42,7 +42,7 @@ from edgewise.recipe import Export, Measure, Recipe, Train
 from edgewise.results import dense_row, files, gather, made_with, sealed, step_row
 from edgewise.steps import dense_reference, run_step
 from edgewise.tasks import Detection, Task, task_of
-from edgewise.teachers import check_teacher
+from edgewise.teachers import check_taught, check_teacher
 from edgewise.train.loop import with_choices
 from edgewise.unseen import described, opened
 
@@ -161,6 +161,7 @@ def prepare(
         check_teacher(name, builder, task, images.input_shape)
     context = Context(recipe, Path(), images, builder, _device(recipe.device), progress, notes)
     check_steps(recipe, model, context.example)
+    check_taught(context, model)
     return context, model
 
 

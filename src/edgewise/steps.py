@@ -113,13 +113,12 @@ def _train(context: Context, place: Place, config: Train) -> Result:
 
 
 def _judged(context: Context, snapshots: Snapshots, trained: nn.Module) -> dict[int, float]:
-    """Return the accuracy on the test split along a training by epoch, and let the snapshots go."""
+    """Return the accuracy on the test split along a training, by epoch."""
     accuracies = {}
     for epoch, model in snapshots.networks_in_turn(trained):
         accuracies[epoch] = evaluate(model, context.task, context.data.test, device=context.device)
         if context.progress:
             context.progress("judge", len(accuracies), len(snapshots.epochs))
-    shutil.rmtree(snapshots.folder)
     return accuracies
 
 
@@ -338,6 +337,7 @@ def run_step(context: Context, place: Place) -> Result:
     write_json(place.after / RESULT, result)
     for name in (CHECKPOINT, EPOCHS):  # last: until here a kill costs no epoch
         (place.after / name).unlink(missing_ok=True)
+    shutil.rmtree(place.after / SNAPSHOTS, ignore_errors=True)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,13 @@ from torch import nn
 
 from edgewise import models
 from edgewise.context import Context
-from edgewise.distill import DetectorDistillation, Distill, Distillation, DistillDetector
+from edgewise.distill import DataFree, DetectorDistillation, Distill, Distillation, DistillDetector
+from edgewise.distill.inherit import inherit
+from edgewise.distill.taps import Pairing
 from edgewise.errors import ModelError, RecipeError
 from edgewise.export import network
 from edgewise.export.network import STRUCTURE, Builder
+from edgewise.recipe import Train
 from edgewise.tasks import Detection, Task
 from edgewise.train import TrainingMethod
 
@@ -52,6 +56,32 @@ def taught_by(
         return DetectorDistillation(teachers, detector, context.task, context.data.train)
     logits = config if isinstance(config, Distill) else Distill()
     return Distillation(teachers, logits, context.task, context.data.train)
+
+
+def check_taught(context: Context, model: nn.Module) -> None:
+    """Refuse what a training would find out only when it begins: features that are not there, wrong heirs.
+
+    Args:
+        context: of the run.
+        model: its network; what later steps leave of it has the same modules.
+
+    Raises:
+        ModelError: what cannot be compared or inherited, and in which step.
+    """
+    images = (context.task, context.data.train)
+    for index, step in enumerate(context.recipe.step):
+        for config in step.method if isinstance(step, Train) else ():
+            if not isinstance(config, Distill | DistillDetector | DataFree):
+                continue
+            teachers = [load_teacher(name, context.builder) for name in config.teachers] or [model]
+            try:
+                if not isinstance(config, DistillDetector) and config.inherit:
+                    inherit(copy.deepcopy(model), teachers[0])
+                if not isinstance(config, DataFree) and config.taps:
+                    student = copy.deepcopy(model)
+                    Pairing(student, teachers, config.taps, config.teacher_taps, config.feature_weights, images)
+            except ModelError as error:
+                raise ModelError(f"step.{index} (train): {error}") from error
 
 
 def check_teacher(name: str, student: Builder, task: Task, input_shape: tuple[int, int, int]) -> None:

@@ -1,8 +1,9 @@
 """Runs that learn without data: what they know of it, what they read of it and when, and what stands in for it.
 
 Such a run is told its classes, the size of its images and their normalisation by its first teacher, whose run wrote
-them down. The data set is opened after the training, for the accuracy on its test split alone. Steps that need images,
-to calibrate, to judge or to prove, get some that the generator made, with the teachers' classes for labels.
+them down. The data set is opened after the training, and of it the test split alone is used, for the accuracy. Steps
+that need images, to calibrate, to judge or to prove, get some that the generator made, with the teachers' classes for
+labels.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def described(recipe: Recipe) -> Dataset:
     """Return the data set of a run without data, with no images in it, as its first teacher's run describes it.
 
     Raises:
-        RecipeError: the first teacher is no run that classifies images.
+        RecipeError: the first teacher is no run that classifies images, or its images have another size.
     """
     name = recipe.teachers[0]
     if not (Path(name) / RESULTS).exists():
@@ -42,6 +43,10 @@ def described(recipe: Recipe) -> Dataset:
     facts = read_run(Path(name), RESULTS)
     if facts.get("kind", "classification") != "classification":
         raise RecipeError(f'teacher "{name}": data-free distillation is for classifiers')
+    if recipe.size not in (None, side := facts["input_shape"][-1]):
+        raise RecipeError(
+            f'size = {recipe.size}: without data the images are as teacher "{name}" knows them, {side} pixels'
+        )
     return without_images(recipe, facts)
 
 
@@ -85,7 +90,7 @@ def opened(context: Context, step: Path) -> Context:
     if (found.classes, found.input_shape) != (context.data.classes, context.data.input_shape):
         raise RecipeError(f"{recipe.data}: its images or classes are not those of the teachers")
     made = Split(kept["images"], kept["labels"])
-    note = "trained without data: of the data set the test split alone was read, for the accuracy"
+    note = "trained without data: of the data set the test split alone is used, for the accuracy"
     data = replace(
         context.data,
         name=found.name,

@@ -19,6 +19,7 @@ from edgewise.distill import (
     ensemble_logits,
     generator_loss,
     leading_loss,
+    memory,
     moment_loss,
 )
 from edgewise.distill.data_free import batchnorm_inputs
@@ -457,6 +458,12 @@ def test_it_reads_no_data() -> None:
     nothing = torch.empty(160, 0)
     with pytest.raises(ValueError, match=r"an epoch has 10 steps and needs 6; train on split\(16\)"):
         fit(tiny_net(), method.task, Split(nothing, nothing), TRAIN, methods=[method])
+
+
+def test_a_memory_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MEMORY_SHARE", 1e-12)
+    with pytest.raises(DataError, match=r"memory needs .*, more than half of the .* that are free; 5 batches of 16"):
+        distilled(distillation(teachers(1), memory=5))
 
 
 def test_training_choices_that_mean_nothing_are_refused() -> None:

@@ -18,13 +18,14 @@ from edgewise.distill import (
     hint_loss,
     kd_loss,
     mean_logits,
+    memory,
     relational_loss,
     similarity_loss,
 )
-from edgewise.distill import distillation as module
-from edgewise.errors import ModelError
+from edgewise.errors import DataError, ModelError
 from edgewise.models import build
 from edgewise.prune import Dhspg, DhspgPruning, Hesso, HessoPruning
+from edgewise.tasks import Steganalysis
 from edgewise.train import TrainConfig, TrainingMethod, evaluate, fit
 from train.tiny import TASK, same, tensors, tiny_net, tiny_split
 
@@ -268,6 +269,18 @@ def test_kept_answers_are_those_that_the_teacher_would_give(given: dict[str, Any
     assert losses[1] == pytest.approx(losses[0], rel=1e-5 if precision == "float32" else 1e-2)
 
 
+def test_of_pairs_the_answers_to_both_are_kept() -> None:
+    torch.manual_seed(0)
+    pairs, task = 255 * torch.rand(12, 2, 1, 8, 8), Steganalysis()
+    split, plain = Split(pairs, torch.arange(12)), replace(PLAIN, epochs=2, batch=4)
+    losses: list[list[float]] = [[], []]
+    for cache in (False, True):
+        teacher, student = (tiny_net(seed, channels=1, classes=2) for seed in (7, 0))
+        method = Distillation([teacher], Distill(cache=cache), task, split)
+        fit(student, task, split, plain, methods=[method], log=losses[cache].append)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_every_image_is_asked_about_once() -> None:
     counts = {}
     for cache in (False, True):
@@ -314,8 +327,8 @@ def test_a_cache_needs_images_as_they_are(augment: tuple[Any, ...]) -> None:
 
 
 def test_a_cache_that_memory_does_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MEMORY_SHARE", 1e-12)
-    with pytest.raises(ValueError, match=r"cache needs 1\.60 kB, more than half of the .* that are free; set cache"):
+    monkeypatch.setattr(memory, "MEMORY_SHARE", 1e-12)
+    with pytest.raises(DataError, match=r"cache needs 1\.60 kB, more than half of the .* that are free; set cache"):
         fit(tiny_net(), TASK, SPLIT, PLAIN, methods=[distillation(cache=True)])
 
 

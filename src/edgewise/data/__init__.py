@@ -22,6 +22,7 @@ __all__ = [
     "flip",
     "flip_boxes",
     "jitter",
+    "kind_of",
     "load",
     "mixup",
     "names",
@@ -66,7 +67,7 @@ def load(
     if not 0 < held < 1:
         raise DataError(f"{spec}: held is {held}; it must be in (0, 1), the share of the training images to hold out")
     where = Path(path).expanduser() if path else None
-    if source.read_boxes and where and (source.read is None or where.is_file()):
+    if source.read_boxes and where and _has_boxes(source, path):
         return boxes.dataset(source.read_boxes(where), spec, held, size, skip_bad=skip_bad, progress=progress)
     if skip_bad:
         raise DataError(f"{spec}: skip_bad drops boxes, and it has none; leave it out")
@@ -74,6 +75,18 @@ def load(
         return source.load(where, held, size, progress)
     assert source.read is not None  # the path that the others need is there
     return prepare.dataset(source.read(where, size, progress), spec, held, size)
+
+
+def kind_of(spec: str) -> Kind:
+    """Return what a data set's labels are, by its name and without reading it; "classification" where it is unknown."""
+    name, _, path = spec.partition(":")
+    if (source := SOURCES.get(name)) is None:
+        return "classification"
+    return "detection" if _has_boxes(source, path) else source.kind
+
+
+def _has_boxes(source: Source, path: str) -> bool:
+    return source.read_boxes is not None and (source.read is None or Path(path).expanduser().is_file())
 
 
 def names() -> dict[str, str]:
@@ -126,5 +139,6 @@ SOURCES: dict[str, Source] = {
         path="IMAGES[?method=juniward&payload=0.4&quality=75]",
         path_needed=True,
         load=stego.load,
+        kind="steganalysis",
     ),
 }

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.data.dataset import Dataset, Split
+from edgewise.data.dataset import Dataset, Kind, Split
 from edgewise.progress import Progress
 
 
@@ -137,6 +137,7 @@ class Source:
         path_needed: whether it may be left out.
         read_boxes: lists images with boxes; where there is a ``read`` too, that one takes folders and this one files.
         load: makes the whole data set in place of both; such a source has a path.
+        kind: of what is read without boxes.
     """
 
     read: Reader | None
@@ -145,3 +146,4 @@ class Source:
     path_needed: bool = False
     read_boxes: BoxReader | None = None
     load: Loader | None = None
+    kind: Kind = "classification"

@@ -14,6 +14,7 @@ from torch.nn import functional
 from edgewise.data import Split
 from edgewise.distill.generator import Generator, first_side
 from edgewise.distill.inherit import inherit
+from edgewise.distill.memory import check_memory
 from edgewise.errors import DataError, ModelError
 from edgewise.graph.trace import evaluating
 from edgewise.progress import Progress
@@ -432,7 +433,7 @@ class DataFreeDistillation(TrainingMethod):
         with torch.no_grad(), ExitStack() as modes:
             for teacher in self._given:
                 modes.enter_context(evaluating(teacher))
-            return ensemble_logits(self._given, inputs)
+            return torch.cat([ensemble_logits(self._given, some) for some in torch.split(inputs, SAMPLED)])
 
     def networks(self) -> Sequence[nn.Module]:
         """Return the teachers."""
@@ -442,7 +443,8 @@ class DataFreeDistillation(TrainingMethod):
         """Copy the teachers to the student's device, freeze the copies, and make a new generator there.
 
         Raises:
-            ModelError: a student of other inputs or classes.
+            ModelError: a student of other inputs or classes, or one that cannot inherit.
+            DataError: a memory larger than what is free.
             ValueError: an epoch that is not `split`'s.
         """
         expected = self.config.student_steps * self.config.steps
@@ -463,6 +465,8 @@ class DataFreeDistillation(TrainingMethod):
         weight_layout(generator, torch.channels_last)
         self._generator = generator
         size = self.config.memory * config.batch
+        needed = 4 * size * (channels * side * side + self.task.classes)
+        check_memory("memory", needed, device, f"{self.config.memory} batches of {config.batch} images are too many")
         self._images = image_layout(torch.zeros(size, channels, side, side, device=device))
         self._logits = torch.zeros(size, self.task.classes, device=device)
         self._stored = torch.zeros((), dtype=torch.int64)

@@ -114,7 +114,12 @@ class DistillDetector:
             raise ValueError(f"gamma is {self.gamma}; it must be in [0, 1]")
         if not 1 <= self.soften < float("inf"):
             raise ValueError(f"soften is {self.soften}; it must be at least 1")
-        check_taps(self.taps, self.teacher_taps, {"hint": self.hint})
+        check_taps(self.taps, self.teacher_taps, self.feature_weights)
+
+    @property
+    def feature_weights(self) -> dict[str, float]:
+        """The weights of the losses on features, by name."""
+        return {"hint": self.hint}
 
 
 @final
@@ -158,8 +163,9 @@ class DetectorDistillation(TrainingMethod):
         Raises:
             ModelError: no module of a name, features or outputs that cannot be compared.
         """
-        taps, weights = (self.config.taps, self.config.teacher_taps), {"hint": self.config.hint}
-        self._pairing = Pairing(model, self._given, *taps, weights, (self._task, self._split))
+        mine = self.config
+        images = (self._task, self._split)
+        self._pairing = Pairing(model, self._given, mine.taps, mine.teacher_taps, mine.feature_weights, images)
         self._step, self._steps = 0, config.epochs * steps_per_epoch
 
     def before_step(self, model: nn.Module, index: Tensor) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -14,15 +13,13 @@ from edgewise.data import Split
 from edgewise.distill.features import attention_loss, pooled, relational_loss, similarity_loss
 from edgewise.distill.inherit import inherit
 from edgewise.distill.logits import dkd_loss, kd_loss, mean_logits
+from edgewise.distill.memory import check_memory
 from edgewise.distill.taps import Pairing, Teachers, check_taps, inputs_of
 from edgewise.errors import ModelError
 from edgewise.tasks import Task
 from edgewise.train.config import TrainConfig
 from edgewise.train.forward import autocast, home
 from edgewise.train.method import TrainingMethod
-from edgewise.units import format_bytes
-
-MEMORY_SHARE = 0.5  # of what is free: the training needs the rest for its activations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +128,8 @@ class Distillation(TrainingMethod):
         """Let the student inherit, copy the teachers to its device, tap both, add the adapters, and fill the cache.
 
         Raises:
-            ValueError: a training that augments its images beside a cache, or blends them beside "dkd"; a cache that
-                does not fit into memory.
+            ValueError: a training that augments its images beside a cache, or blends them beside "dkd".
+            DataError: a cache that does not fit into memory.
             ModelError: no module of a name, features or outputs that cannot be compared; a student that cannot inherit.
         """
         mine = self.config
@@ -152,18 +149,23 @@ class Distillation(TrainingMethod):
         self._kept_is_seen = False
 
     def _ask(self, teachers: Teachers, device: torch.device, config: TrainConfig) -> list[list[Tensor]]:
-        """Ask the teachers about every image, in the split's order: a resumed training finds the same bytes."""
+        """Ask the teachers about every image, in the split's order: a resumed training finds the same bytes.
+
+        Returns:
+            Of each teacher its logits and features, [images, inputs of each, ...].
+        """
         assert self._images is not None
         kept: list[list[Tensor]] = []
         images = len(self._images[1])
         for index in torch.split(torch.arange(images), config.batch):
             inputs = inputs_of(*self._images, index, device)
-            if len(inputs) != len(index):
-                raise ValueError(f"cache needs one input per image, and {len(index)} made {len(inputs)}; cache = false")
             with autocast(device, config.precision):
-                told = teachers.tell(inputs)
+                told = [
+                    [each.reshape(len(index), -1, *each.shape[1:]) for each in one] for one in teachers.tell(inputs)
+                ]
             if not kept:
-                _check_memory(told, images, device)
+                needed = images * sum(each[0].numel() * each.element_size() for one in told for each in one)
+                check_memory("cache", needed, device, "set cache = false, or tap smaller features")
                 kept = [[each.new_empty(images, *each.shape[1:]) for each in one] for one in told]
             for wholes, parts in zip(kept, told, strict=True):
                 for whole, part in zip(wholes, parts, strict=True):
@@ -228,7 +230,7 @@ class Distillation(TrainingMethod):
                     "the cache was filled with other images than the training sees; give it the same split"
                 )
             self._kept_is_seen = True
-        return [[each[self._index] for each in one] for one in self._kept]
+        return [[each[self._index].flatten(0, 1) for each in one] for one in self._kept]
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Take hooks and adapters away from the student, and let go of copies and cache."""
@@ -236,18 +238,3 @@ class Distillation(TrainingMethod):
             self._pairing.remove(model)
         self._pairing, self._kept = None, []
         return model
-
-
-def _check_memory(told: Sequence[Sequence[Tensor]], images: int, device: torch.device) -> None:
-    """Refuse a cache that is larger than half of the memory that is free.
-
-    Raises:
-        ValueError: what it needs and what there is.
-    """
-    needed = images * sum(each[0].numel() * each.element_size() for one in told for each in one)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    if needed > MEMORY_SHARE * free:
-        raise ValueError(
-            f"cache needs {format_bytes(needed)}, more than half of the {format_bytes(free)} that are free; set "
-            "cache = false, or tap smaller features"
-        )
