@@ -137,7 +137,7 @@ def accuracy_curves(curves: Mapping[str, Row], levels: Mapping[str, float] | Non
         "step:Q",
         title="steps of the student",
         scale=alt.Scale(domain=[0, 1.02 * max(ends)], nice=False),
-        axis=alt.Axis(format="~s", grid=False, tickCount=6),
+        axis=alt.Axis(format=",d", grid=False, tickCount=6),
     )
     legend = alt.Legend(orient="top", title=None, labelLimit=0, symbolOpacity=1, labelColor="var(--ink)")
     colour = alt.Color(
