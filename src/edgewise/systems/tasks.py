@@ -134,7 +134,8 @@ def _without_data(
     names = tuple(arm.label for arm in seeds)
     taught = partial(Arm, dense=names[0], teachers=names)
     data = (*student, *_step(0, f"batch={batch}"), *real)
-    free = (*student, *_step(0, f"epochs={epochs}", f"batch={batch}"), f"{FREE}.steps={steps}")
+    free = (*student, *_step(0, f"epochs={epochs}", f"batch={batch}"))
+    rounds = (f"{FREE}.steps={steps}",)
     memory = (
         f"{FREE}.lead=150",
         f"{FREE}.generator_lr=0.002",
@@ -146,9 +147,9 @@ def _without_data(
         *seeds,
         taught(label="data distilled", recipe="dfed-real", changes=data),
         taught(label="data distilled, inherited", recipe="dfed-real", changes=(*data, *INHERITS)),
-        taught(label="DFED", recipe="dfed", changes=free),
+        taught(label="DFED", recipe="dfed", changes=(*free, *rounds)),
         taught(label="DFED, inherited", recipe="dfed", changes=(*free, *INHERITS, *memory)),
-        taught(label="DFAD", recipe="dfed", changes=(*free, f"{FREE}.weight=0.0"), teachers=names[:1]),
+        taught(label="DFAD", recipe="dfed", changes=(*free, *rounds, f"{FREE}.weight=0.0"), teachers=names[:1]),
     )
 
 
