@@ -273,4 +273,4 @@ def test_what_a_network_is_for_is_what_its_data_are(tmp_path: Path) -> None:
     kinds = {"fashion-mnist": "classification", f"pack:{tmp_path}": "classification", f"pack:{boxes}": "detection"}
     kinds |= {"coco:images": "detection", "voc:images": "detection", "stego:images": "steganalysis"}
     for data, kind in kinds.items():
-        assert Wish(model="own.py:net", data=data, budget=Limits(size=1e5)).kind == kind, data
+        assert Wish(model="own.py:net", data=data, budget=Limits(size="100 KB")).kind == kind, data
