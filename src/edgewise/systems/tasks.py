@@ -72,12 +72,10 @@ def _taught(
     ]
     best = arms[-1]
     smaller = (*data, *student, *_step(1, "keep_latency=0.9"), *_step(2, *settings, "lr=0.002", "epochs=10"))
-    shipped = partial(Arm, recipe="detector", dense=best.label, from_dense=True)
     return (
         taught,
         *arms,
-        shipped(label="compressed", changes=smaller),
-        shipped(label="compressed, fastest scheme", changes=(*smaller, *_step(3, "scheme=auto"))),
+        Arm(label="compressed", recipe="detector", changes=smaller, dense=best.label, from_dense=True),
     )
 
 
