@@ -17,6 +17,7 @@ from edgewise.data import load
 from edgewise.errors import DataError, ModelError, RecipeError
 from edgewise.export.tail import has_tail
 from edgewise.export.verify import outputs
+from edgewise.plan import survey
 from edgewise.recipe import Recipe, parse, shipped
 from edgewise.run import compress, prepare
 from edgewise.tasks import Detection, same_boxes
@@ -109,6 +110,14 @@ def test_a_file_for_another_runtime_is_held_to_the_boxes(run: Path, pack: Path, 
     named = {each["name"].partition(": ")[2] or each["name"]: each for each in manifest["checks"]}
     assert named["openvino int8 file gives its ONNX file's answers"]["value"] > 0.9
     assert all(found.passed for found in check(folder))
+
+
+def test_a_wish_is_decided_on_files_that_give_boxes(run: Path, pack: Path) -> None:
+    weights = str(run / "dense" / "model.safetensors")
+    context, model = prepare(recipe(pack, {"kind": "export"}, weights=weights))
+    found = survey(context, model, 1)
+    assert found["float32"].figures["file_bytes"] == (run / "dense" / "model.onnx").stat().st_size
+    assert found["int8"].accuracy > found["float32"].accuracy - 0.2
 
 
 def test_what_a_later_training_cannot_do_is_refused_before_the_first(pack: Path) -> None:

@@ -30,9 +30,9 @@ from edgewise.folder import choose, held
 from edgewise.graph import trace
 from edgewise.prune_step import removal_checks
 from edgewise.quantize import activation_cost
-from edgewise.recipe import read
+from edgewise.recipe import read, shipped
 from edgewise.results import _compressed, _measurements, files, sealed
-from edgewise.run import compress, prepare
+from edgewise.run import check_steps, compress, prepare
 from edgewise.train import evaluate
 
 STEPS = ["01-train", "02-prune", "03-train", "04-quantize", "05-export", "06-measure"]
@@ -544,3 +544,14 @@ def test_candidates_are_judged_on_images_of_the_training_side(allocate: str, rec
         assert read_json(first / "results.json")["sensitivity"]["02-prune"] == found["sensitivity"]
         assert "What the channels are worth" in (first / "report.html").read_text()
     assert all(item.passed for item in check(first))
+
+
+@pytest.mark.parametrize("path", sorted(shipped().glob("*.toml")), ids=lambda path: path.stem)
+def test_what_a_shipped_recipe_asks_for_can_be_met(path: Path) -> None:
+    recipe = read(path)
+    channels, side, classes = (1, 28, 10) if "mnist" in recipe.data else (3, 32, 10)
+    if recipe.data.startswith("stego"):
+        channels, classes = 1, 2
+    side = recipe.size or side
+    model = Builder(recipe.model, classes, channels, side, recipe.width).build()
+    check_steps(replace(recipe, weights=None), model, torch.zeros(1, channels, side, side))

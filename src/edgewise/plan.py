@@ -29,6 +29,7 @@ from edgewise.devices.measure import measure
 from edgewise.errors import BudgetError, RunFolderError, UserError, nearest
 from edgewise.export.network import TENSORS
 from edgewise.export.onnx import export
+from edgewise.export.tail import append_tail
 from edgewise.folder import choose
 from edgewise.graph import trace
 from edgewise.layout import RECIPE
@@ -346,6 +347,9 @@ def survey(context: Context, model: nn.Module, threads: int, runtime: str = "onn
         images = context.calibration(quantize.calibration, context.recipe.seed)
         whole = quantize_static(floating, Path(folder) / "int8.onnx", images, quantize, progress=context.progress)
         files = {"float32": floating, "int8": whole}
+        if (tail := context.task.tail()) is not None:  # it runs on the device too
+            for file in files.values():
+                append_tail(file, tail)
         measured = measure(
             list(files.values()), runtime=runtime, threads=threads, seconds=SECONDS, progress=context.progress
         )
