@@ -41,11 +41,11 @@ class DataFree:
         noise: numbers that an image is made of.
         generator_lr: Adam's learning rate for the generator where the student's is at its peak; it follows the
             student's schedule.
+        lead: steps of the generator, at its whole rate, before the student's first: towards images that the teachers
+            are sure of, of all classes alike, see `leading_loss`. Not published here; 0 is off.
         memory: batches of generated images that are kept with the teachers' answers, those of the generator's steps
             among them; the newest replaces the oldest. Not published: the student sees what earlier generators made
             again, and its steps on it need neither generator nor teachers. A checkpoint holds them. 0 is off.
-        lead: steps of the generator, at its whole rate, before the student's first: towards images that the teachers
-            are sure of, of all classes alike, see `leading_loss`. Not published here; 0 is off.
         fresh: with a memory, how many of `student_steps` have new images; the others draw theirs from the memory.
         judged: how many times along the training, at most, the student is kept, to be judged on the test split when the
             training is over and the data may be opened: the curve of the report.
